@@ -1,0 +1,469 @@
+"""Everything asked of ONNX Runtime: sessions, runs, the graph it really executes, time per node.
+
+All sessions use the CPU provider, one thread unless told otherwise, deterministic kernels, and no
+messages on the terminal: what the runtime has to say becomes a `RuntimeRefusedError` of one line.
+"""
+
+import ctypes
+import json
+import re
+import shutil
+import statistics
+import tempfile
+import weakref
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from onnxslim_passes.errors import RuntimeRefusedError
+
+Array = npt.NDArray[Any]
+Feed = Mapping[str, Array]
+Optimization = Literal["all", "extended", "basic", "none"]
+Shape = tuple[int | str | None, ...]
+
+# Serialized protobufs end at 2 GB, and a copy in memory of one that large hurts before that.
+PROTO_LIMIT_BYTES = 1_500_000_000
+# A Model streams its payloads when saved, so that a file is cheaper than bytes early on.
+MODEL_LIMIT_BYTES = 256_000_000
+
+_LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_SILENT = 4  # only "fatal" is logged
+
+# ONNX Runtime's exceptions have no common base; ValueError is a missing input, TypeError and
+# RuntimeError come from its conversion of Python objects.
+_REFUSALS: tuple[type[Exception], ...] = (
+    ort_errors.EPFail,
+    ort_errors.EngineError,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+_NUMPY_TYPES: dict[str, npt.DTypeLike] = {
+    "float": np.float32,
+    "double": np.float64,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "float8e5m2": ml_dtypes.float8_e5m2,
+    "float8e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "bool": np.bool_,
+    "string": np.object_,
+    "complex64": np.complex64,
+    "complex128": np.complex128,
+}
+# Types that NumPy knows through ml_dtypes only: fed and read as OrtValue.
+_EXTENDED_TYPES = ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz")
+
+
+_Spec = TypeVar("_Spec", bound="InputSpec")
+
+
+class ModelLike(Protocol):
+    """What a session needs of `onnxslim_passes.model.Model`."""
+
+    def nbytes(self) -> int:
+        """The serialized size, estimated."""
+        ...
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The whole model in memory."""
+        ...
+
+    def save(self, path: str | Path, *, external: bool | None = None) -> None:
+        """The model as a file, with its large tensors beside it if `external`."""
+        ...
+
+
+AnyModel: TypeAlias = ModelLike | onnx.ModelProto | bytes | str | Path
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input that a session must be fed.
+
+    Attributes:
+        name: The input's name.
+        dtype: Its NumPy type (`object` for strings); None unless `kind` is "tensor".
+        shape: A number for a fixed axis, a name or None for a free one.
+        kind: "tensor", "sequence", "map", "optional" or "sparse_tensor".
+        type: The type as ONNX Runtime writes it, e.g. "tensor(float)".
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: Shape
+    kind: str = "tensor"
+    type: str = ""
+
+    def __str__(self) -> str:
+        if self.dtype is None:
+            return self.type
+        shape = ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{_type_name(self.dtype)} ({shape})"
+
+
+@dataclass(frozen=True)
+class OutputSpec(InputSpec):
+    """One output of a session; the fields of `InputSpec`."""
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """The median time of one node of the optimized graph.
+
+    Attributes:
+        name: The node's name; fused and unnamed nodes have names made by ONNX Runtime.
+        op: The operator.
+        provider: The execution provider that ran it.
+        seconds: Wall-clock seconds in one run of the model; ONNX Runtime counts microseconds.
+    """
+
+    name: str
+    op: str
+    provider: str
+    seconds: float
+
+
+class Session:
+    """A model loaded in ONNX Runtime; use as a context manager, or `close()`, or just drop it.
+
+    Attributes:
+        label: How messages call the model.
+        raw: The `onnxruntime.InferenceSession`.
+        inputs: What must be fed. Initializers that may be overridden are not among them.
+        outputs: What comes out.
+    """
+
+    def __init__(self, raw: ort.InferenceSession, label: str, folder: Path | None) -> None:
+        self.raw = raw
+        self.label = label
+        self.inputs = tuple(_spec(i, InputSpec) for i in raw.get_inputs())
+        self.outputs = tuple(_spec(o, OutputSpec) for o in raw.get_outputs())
+        self._extended = any(
+            _element(s.type) in _EXTENDED_TYPES for s in (*self.inputs, *self.outputs)
+        )
+        self._cleanup = weakref.finalize(self, _remove, folder) if folder else None
+
+    def run(self, feed: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Runs the model once.
+
+        Args:
+            feed: Input name -> array (a list of arrays for a sequence).
+            outputs: The names wanted, all by default.
+
+        Returns:
+            Output name -> array; a list for a sequence, a list of dicts for a sequence of maps.
+
+        Raises:
+            RuntimeRefusedError: The run failed; the message names the node.
+        """
+        names = [o.name for o in self.outputs] if outputs is None else list(outputs)
+        options = ort.RunOptions()
+        options.log_severity_level = _SILENT
+        try:
+            if self._extended:
+                return dict(zip(names, self._run_extended(feed, names, options), strict=True))
+            return dict(zip(names, self.raw.run(names, dict(feed), options), strict=True))
+        except _REFUSALS as error:
+            raise RuntimeRefusedError(
+                f"ONNX Runtime could not run {self.label}: {reason(error)}"
+            ) from error
+
+    def _run_extended(
+        self, feed: Mapping[str, Any], names: list[str], options: ort.RunOptions
+    ) -> list[Array]:
+        """As `run`, for models with bfloat16 or float8 inputs or outputs."""
+        values = {name: _to_ort_value(np.asarray(array)) for name, array in feed.items()}
+        return [_from_ort_value(v) for v in self.raw.run_with_ort_values(names, values, options)]
+
+    def close(self) -> None:
+        """Drops the session and its temporary files; it cannot be run afterwards."""
+        del self.raw
+        if self._cleanup is not None:
+            self._cleanup()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_session(
+    model: AnyModel,
+    *,
+    optimize: Optimization = "all",
+    threads: int = 1,
+    arena: bool = True,
+) -> Session:
+    """Loads a model.
+
+    Args:
+        model: A path goes to ONNX Runtime as a path, so that external data is found beside it.
+            Large models go through a temporary folder that lives as long as the session.
+        optimize: How far ONNX Runtime may fold and fuse.
+        threads: Threads of one operator.
+        arena: Keep freed activations for the next run. Faster, but the memory grows with every new
+            shape: turn it off for runs over data of many shapes.
+
+    Raises:
+        RuntimeRefusedError: ONNX Runtime does not load the model.
+    """
+    options = _options(optimize, threads)
+    options.enable_cpu_mem_arena = arena
+    options.enable_mem_pattern = arena
+    return _load(model, options)
+
+
+def optimized_graph(
+    model: AnyModel, *, level: Optimization = "all", weights: bool = True
+) -> onnx.ModelProto:
+    """The graph that ONNX Runtime runs after its own folding and fusing.
+
+    Args:
+        model: As for `open_session`.
+        level: How far it may go. "all" includes layouts and kernels of this machine's processor.
+        weights: False leaves initializers of 1 kB and more without payload; much cheaper when only
+            nodes are looked at.
+
+    Raises:
+        RuntimeRefusedError: ONNX Runtime does not load the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = _options(level, 1)
+        options.optimized_model_filepath = str(path)
+        config = "session.optimized_model_external_initializers_"
+        options.add_session_config_entry(config + "file_name", "optimized.data")
+        options.add_session_config_entry(config + "min_size_in_bytes", "1024")
+        with _load(model, options):
+            return onnx.load(path, load_external_data=weights)
+
+
+def profile(
+    model: AnyModel,
+    feed: Feed,
+    *,
+    optimize: Optimization = "all",
+    threads: int = 1,
+    runs: int = 10,
+) -> list[NodeTime]:
+    """The time of each node that ONNX Runtime executes, in the order of execution.
+
+    The first run warms up and is not counted. Nodes of If, Loop and Scan bodies are counted in
+    their own right and in the node that holds the body.
+
+    Args:
+        model: As for `open_session`.
+        feed: Inputs of one run.
+        optimize: How far ONNX Runtime may fold and fuse.
+        threads: Threads of one operator.
+        runs: Counted runs; the median over them is returned.
+
+    Raises:
+        RuntimeRefusedError: The model does not load or run.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
+        options = _options(optimize, threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        with _load(model, options) as session:
+            for _ in range(runs + 1):
+                session.run(feed)
+            events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf8"))
+    return _node_times(events, runs)
+
+
+def reason(error: Exception) -> str:
+    """The message of one of ONNX Runtime's exceptions in one line, without its C++ noise."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(
+        r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ",
+        lambda m: f"node {m[2] or 'without name'!r} ({m[1]}): ",
+        text,
+    )
+    # /onnxruntime_src/onnxruntime/core/x.cc:12 void onnxruntime::F(int) const [with T = float] ...
+    text = re.sub(
+        r"(?:/\S+|\b\w+)\.(?:cc|cpp|h):\d+ (?:[^()]*\([^()]*(?:\([^()]*\)[^()]*)*\)(?: const)?"
+        r"(?: \[with [^\]]*\])? )?",
+        "",
+        text,
+    )
+    text = text.removeprefix("This is an invalid model. ").strip(" .")
+    return f"{text[:600]}."
+
+
+# ---------------- loading
+
+
+def _options(optimize: Optimization, threads: int) -> ort.SessionOptions:
+    """Silent, deterministic, one operator at a time."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = _LEVELS[optimize]
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _SILENT
+    options.use_deterministic_compute = True
+    return options
+
+
+def _load(model: AnyModel, options: ort.SessionOptions) -> Session:
+    """A session; its temporary folder, if any, is removed with it."""
+    folder: Path | None = None
+    source: bytes | str
+    if isinstance(model, str | Path):
+        source, label = str(model), f"{str(model)!r}"
+    elif isinstance(model, bytes):
+        source, label = model, "the model"
+    elif _is_large(model):
+        folder = Path(tempfile.mkdtemp(prefix="onnxslim-"))
+        source, label = str(folder / "model.onnx"), "the model"
+    else:
+        proto = model if isinstance(model, onnx.ModelProto) else model.to_proto()
+        source, label = proto.SerializeToString(), "the model"
+    try:
+        if folder is not None and not isinstance(model, str | Path | bytes):
+            _save(model, folder / "model.onnx")
+        raw = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return Session(raw, label, folder)
+    except _REFUSALS as error:
+        _remove(folder)
+        raise RuntimeRefusedError(f"ONNX Runtime refuses {label}: {reason(error)}") from error
+    except BaseException:
+        _remove(folder)
+        raise
+
+
+def _is_large(model: ModelLike | onnx.ModelProto) -> bool:
+    """Whether the model goes through a file."""
+    if isinstance(model, onnx.ModelProto):
+        return bool(model.ByteSize() > PROTO_LIMIT_BYTES)
+    return model.nbytes() > MODEL_LIMIT_BYTES
+
+
+def _save(model: ModelLike | onnx.ModelProto, path: Path) -> None:
+    """Writes the model with its large tensors in a file beside it; `model` stays as it is."""
+    if not isinstance(model, onnx.ModelProto):
+        model.save(path, external=True)
+        return
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # onnx moves the payloads out of the model that it saves
+    onnx.save_model(copy, path, save_as_external_data=True, location="model.data")
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------- types and values
+
+
+def _element(type_text: str) -> str:
+    """The element type in "tensor(float)"; "" for other kinds."""
+    match = re.fullmatch(r"tensor\((\w+)\)", type_text)
+    return match[1] if match else ""
+
+
+def _type_name(dtype: np.dtype[Any]) -> str:
+    """The name of a NumPy type for messages."""
+    return "string" if dtype.kind in "OSU" else dtype.name
+
+
+def _spec(node: ort.NodeArg, kind: type[_Spec]) -> _Spec:
+    """The description of one input or output."""
+    element = _element(node.type)
+    name = _NUMPY_TYPES.get(element)
+    # ONNX Runtime writes an axis of unknown length as None, and some exporters as -1 or "".
+    shape = tuple(
+        d if (isinstance(d, str) and d) or (isinstance(d, int) and d >= 0) else None
+        for d in (node.shape or ())
+    )
+    return kind(
+        name=node.name,
+        dtype=None if name is None else np.dtype(name),
+        shape=shape,
+        kind=re.sub(r"\W.*", "", node.type).replace("seq", "sequence"),
+        type=node.type,
+    )
+
+
+def _to_ort_value(array: Array) -> ort.OrtValue:
+    """The array as ONNX Runtime holds it, for the types that NumPy alone does not have."""
+    plain = np.asarray(array, order="C")  # np.ascontiguousarray would add an axis to rank 0
+    for element in _EXTENDED_TYPES:
+        if array.dtype == _NUMPY_TYPES[element]:
+            code = onnx.TensorProto.DataType.Value(element.upper())
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(plain, code)
+    return ort.OrtValue.ortvalue_from_numpy(plain)
+
+
+def _from_ort_value(value: ort.OrtValue) -> Array:
+    """A copy of the value with its own type; `OrtValue.numpy` refuses bfloat16."""
+    element = _element(value.data_type())
+    if element not in _EXTENDED_TYPES:
+        plain: Array = value.numpy()
+        return plain
+    shape, dtype = tuple(value.shape()), np.dtype(_NUMPY_TYPES[element])
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size == 0:
+        return np.empty(shape, dtype)
+    payload = ctypes.string_at(value.data_ptr(), size)
+    values: Array = np.frombuffer(payload, np.uint8).view(dtype).reshape(shape).copy()
+    return values
+
+
+def _node_times(events: list[dict[str, Any]], runs: int) -> list[NodeTime]:
+    """Medians over ONNX Runtime's profile of `runs` runs and a warming one before them."""
+    seconds: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            args = event["args"]
+            key = (name.removesuffix("_kernel_time"), args["op_name"], args.get("provider", ""))
+            seconds[*key, args.get("node_index", "")].append(event["dur"] / 1e6)
+    result = []
+    for (name, op, provider, _), times in seconds.items():
+        each = max(1, len(times) // (runs + 1))  # a node in a Loop body runs more than once
+        result.append(NodeTime(name, op, provider, each * statistics.median(times[each:] or times)))
+    return result
