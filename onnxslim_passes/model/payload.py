@@ -1,0 +1,379 @@
+"""Where the values of a constant are: in the file's message, beside the file, sparse, or new.
+
+A payload is immutable. Whatever a pass leaves alone is written back from the payload it was read
+into, byte for byte; external data is read only when asked for and copied in pieces.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxslim_passes.errors import ExternalDataError, InvalidModelError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+CHUNK_BYTES = 8 << 20
+
+# Bits of one stored element where that is not the size of its NumPy type.
+_PACKED_BITS = {
+    TensorProto.UINT4: 4,
+    TensorProto.INT4: 4,
+    TensorProto.FLOAT4E2M1: 4,
+    TensorProto.UINT2: 2,
+    TensorProto.INT2: 2,
+}
+
+
+def numpy_dtype(elem_type: int) -> np.dtype[Any]:
+    """The NumPy (or ml_dtypes) type of an ONNX element type; object for strings."""
+    if elem_type == TensorProto.STRING:
+        return np.dtype(object)
+    try:
+        dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))
+    except KeyError:
+        raise InvalidModelError(f"Element type {elem_type} is not one ONNX knows.") from None
+    return dtype
+
+
+def onnx_elem_type(dtype: np.dtype[Any]) -> int:
+    """The ONNX element type of a NumPy (or ml_dtypes) type."""
+    if dtype.kind in "OUS":
+        return int(TensorProto.STRING)
+    return int(helper.np_dtype_to_tensor_dtype(dtype))
+
+
+def stored_bytes(elem_type: int, size: int) -> int:
+    """Bytes that `size` elements take as raw data; packed types share bytes."""
+    bits = _PACKED_BITS.get(elem_type) or 8 * numpy_dtype(elem_type).itemsize
+    return (size * bits + 7) // 8
+
+
+class Payload(Protocol):
+    """Values with a type and a shape, wherever they are."""
+
+    @property
+    def elem_type(self) -> int:
+        """ONNX element type."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions of the dense array."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the values take in a file, in the form they are held in."""
+        ...
+
+    def array(self) -> Array:
+        """The values, dense; the caller must not write into them."""
+        ...
+
+    def tensor(self, name: str) -> TensorProto:
+        """The values as a dense message that holds them."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TensorPayload:
+    """Values held by a message of the source file."""
+
+    proto: TensorProto
+
+    @property
+    def elem_type(self) -> int:
+        """ONNX element type."""
+        return int(self.proto.data_type)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+        return tuple(self.proto.dims)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return int(self.proto.ByteSize())
+
+    def array(self) -> Array:
+        """The values."""
+        if self.elem_type == TensorProto.STRING:
+            return np.array(list(self.proto.string_data), dtype=object).reshape(self.shape)
+        try:
+            array = np.asarray(numpy_helper.to_array(self.proto))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidModelError(
+                f"Tensor {self.proto.name!r} holds fewer or other values than its dimensions "
+                f"{list(self.shape)} need: {error}"
+            ) from error
+        return array.reshape(self.shape)
+
+    def tensor(self, name: str) -> TensorProto:
+        """The same message, renamed only if the name differs."""
+        if self.proto.name == name:
+            return self.proto
+        renamed = TensorProto()
+        renamed.CopyFrom(self.proto)
+        renamed.name = name
+        return renamed
+
+
+@dataclass(frozen=True, eq=False)
+class SparsePayload:
+    """Values held by a sparse message; everything absent is zero."""
+
+    proto: onnx.SparseTensorProto
+
+    @property
+    def elem_type(self) -> int:
+        """ONNX element type."""
+        return int(self.proto.values.data_type)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions of the dense array."""
+        return tuple(self.proto.dims)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return int(self.proto.ByteSize())
+
+    def array(self) -> Array:
+        """The values, dense."""
+        values = np.asarray(numpy_helper.to_array(self.proto.values))
+        indices = np.asarray(numpy_helper.to_array(self.proto.indices))
+        dense = np.zeros(self.shape, values.dtype)
+        try:
+            if indices.ndim == 2:
+                dense[tuple(indices.T)] = values
+            else:
+                dense.reshape(-1)[indices] = values
+        except (IndexError, ValueError) as error:
+            raise InvalidModelError(
+                f"Sparse tensor {self.proto.values.name!r}: an index lies outside of its "
+                f"dimensions {list(self.shape)}: {error}"
+            ) from error
+        return dense
+
+    def tensor(self, name: str) -> TensorProto:
+        """A dense message."""
+        return ArrayPayload(self.array()).tensor(name)
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayPayload:
+    """New values, from a pass."""
+
+    values: Array
+
+    @property
+    def elem_type(self) -> int:
+        """ONNX element type."""
+        return onnx_elem_type(self.values.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+        return tuple(self.values.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as raw data."""
+        if self.values.dtype == object:
+            return sum(len(item) + 2 for item in self.values.reshape(-1))
+        return stored_bytes(self.elem_type, self.values.size)
+
+    def array(self) -> Array:
+        """The values."""
+        return self.values
+
+    def tensor(self, name: str) -> TensorProto:
+        """A message with raw data (strings have none)."""
+        if self.values.dtype == object:
+            return helper.make_tensor(
+                name, TensorProto.STRING, self.shape, list(self.values.reshape(-1))
+            )
+        return numpy_helper.from_array(self.values, name)
+
+
+@dataclass(frozen=True, eq=False)
+class ExternalPayload:
+    """Values in a file beside the model, read when asked for.
+
+    Attributes:
+        proto: the message that points there.
+        path: the file.
+        offset: first byte.
+        length: bytes.
+    """
+
+    proto: TensorProto
+    path: Path
+    offset: int
+    length: int
+
+    @property
+    def elem_type(self) -> int:
+        """ONNX element type."""
+        return int(self.proto.data_type)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+        return tuple(self.proto.dims)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file beside the model."""
+        return self.length
+
+    def chunks(self) -> Iterator[bytes]:
+        """The stored bytes in pieces of at most `CHUNK_BYTES`."""
+        left = self.length
+        with self._open() as stream:
+            stream.seek(self.offset)
+            while left:
+                piece = stream.read(min(left, CHUNK_BYTES))
+                if not piece:
+                    raise self._too_short()
+                left -= len(piece)
+                yield piece
+
+    def array(self) -> Array:
+        """The values, read now."""
+        with self._open() as stream:
+            stream.seek(self.offset)
+            data = stream.read(self.length)
+        if len(data) != self.length:
+            raise self._too_short()
+        if self.elem_type in _PACKED_BITS:
+            return TensorPayload(self._held(data, self.proto.name)).array()
+        return np.frombuffer(data, numpy_dtype(self.elem_type)).reshape(self.shape)
+
+    def tensor(self, name: str) -> TensorProto:
+        """A message that holds the values, read now."""
+        return self._held(b"".join(self.chunks()), name)
+
+    def _held(self, data: bytes, name: str) -> TensorProto:
+        held = TensorProto()
+        held.CopyFrom(self.proto)
+        held.ClearField("external_data")
+        held.ClearField("data_location")
+        held.name, held.raw_data = name, data
+        return held
+
+    def _open(self) -> Any:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        except OSError as error:
+            raise ExternalDataError(
+                f"Tensor {self.proto.name!r}: its external data {self.path} cannot be read: "
+                f"{error.strerror}."
+            ) from error
+        return os.fdopen(descriptor, "rb")
+
+    def _too_short(self) -> ExternalDataError:
+        return ExternalDataError(
+            f"Tensor {self.proto.name!r}: {self.path} ends before byte "
+            f"{self.offset + self.length}; the file is truncated or belongs to another model."
+        )
+
+
+def external_payload(proto: TensorProto, folder: Path | None) -> ExternalPayload:
+    """Resolves a message that points to external data, relative to the model's folder.
+
+    Raises:
+        ExternalDataError: if the place is absolute, climbs with ``..``, goes through a link, is
+            not a regular file, or is too short.
+    """
+    entries = {entry.key: entry.value for entry in proto.external_data}
+    location = entries.get("location", "")
+    path = _resolve_location(proto.name, location, folder)
+    size = path.stat().st_size
+    needed = stored_bytes(proto.data_type, int(np.prod(proto.dims, dtype=np.int64)))
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", needed))
+    except ValueError:
+        raise ExternalDataError(
+            f"Tensor {proto.name!r}: offset and length of its external data must be whole "
+            f"numbers, got {entries}."
+        ) from None
+    if offset < 0 or length < needed or offset + length > size:
+        raise ExternalDataError(
+            f"Tensor {proto.name!r} needs {needed} bytes at offset {offset} (length {length}) of "
+            f"{location!r}, which has {size}; the file is truncated or belongs to another model."
+        )
+    return ExternalPayload(proto, path, offset, needed)
+
+
+def _resolve_location(name: str, location: str, folder: Path | None) -> Path:
+    def refuse(reason: str) -> ExternalDataError:
+        return ExternalDataError(
+            f"Tensor {name!r}: external data {location!r} {reason}. It must be a plain file in or "
+            "below the model's folder."
+        )
+
+    if folder is None:
+        raise refuse("has no folder to be relative to; load the model by its path")
+    parts = PurePosixPath(location.replace("\\", "/")).parts
+    if not parts or "\0" in location:
+        raise refuse("is not a path")
+    if location.startswith(("/", "\\")) or ":" in parts[0]:
+        raise refuse("is an absolute path")
+    if ".." in parts:
+        raise refuse("climbs out with '..'")
+    path = folder
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            raise refuse(f"goes through the link {path}")
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise refuse(f"cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise refuse("is not a regular file")
+    return path
+
+
+def sparse_payload(values: Array) -> SparsePayload:
+    """A sparse form of a dense array: linear INT64 indices of every element that is not +0.0.
+
+    Negative zeros count as values, so that the dense array comes back bit for bit.
+    """
+    flat = np.ascontiguousarray(values).reshape(-1)
+    bits = flat.view(np.dtype(f"u{flat.dtype.itemsize}"))
+    indices = np.flatnonzero(bits)
+    proto = onnx.SparseTensorProto(dims=values.shape)
+    proto.values.CopyFrom(numpy_helper.from_array(flat[indices]))
+    # int64_data is written as varints of 1 to 5 bytes where raw data takes 8 for each index.
+    proto.indices.data_type = TensorProto.INT64
+    proto.indices.dims.append(len(indices))
+    proto.indices.int64_data.extend(indices.tolist())
+    return SparsePayload(proto)
+
+
+__all__ = [
+    "CHUNK_BYTES",
+    "Array",
+    "ArrayPayload",
+    "ExternalPayload",
+    "Payload",
+    "SparsePayload",
+    "TensorPayload",
+    "external_payload",
+    "numpy_dtype",
+    "onnx_elem_type",
+    "sparse_payload",
+    "stored_bytes",
+]

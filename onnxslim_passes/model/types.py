@@ -1,0 +1,104 @@
+"""Element types and shapes of tensors, inferred by ONNX."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import shape_inference
+
+from onnxslim_passes.model.ir import Constant, Graph, Variable, dimension_value
+from onnxslim_passes.model.payload import numpy_dtype
+
+if TYPE_CHECKING:
+    from onnxslim_passes.model.model import Model
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """What is known of a tensor before the model runs.
+
+    Attributes:
+        elem_type: ONNX element type; 0 if unknown.
+        shape: a size, a symbol, or None for each dimension; None if even the rank is unknown.
+    """
+
+    elem_type: int
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions, or None."""
+        return None if self.shape is None else len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """NumPy (or ml_dtypes) type, or None."""
+        return numpy_dtype(self.elem_type) if self.elem_type else None
+
+    @property
+    def static(self) -> bool:
+        """Whether every size is known."""
+        return self.shape is not None and all(isinstance(size, int) for size in self.shape)
+
+
+class Types:
+    """The types of one moment; ask the model again after edits."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, TensorType] = {}
+        # Keeps tensors alive, so that an id is never reused while this table lives.
+        self._tensors: list[Variable] = []
+
+    def of(self, tensor: Variable | Constant) -> TensorType | None:
+        """What is known of a tensor, or None."""
+        if isinstance(tensor, Constant):
+            return TensorType(tensor.elem_type, tensor.shape)
+        return self._known.get(id(tensor))
+
+    def learn(self, tensor: Variable | Constant, info: onnx.ValueInfoProto) -> None:
+        """Takes over a declaration; others than tensors are passed over."""
+        if isinstance(tensor, Constant) or info.type.WhichOneof("value") != "tensor_type":
+            return
+        declared = info.type.tensor_type
+        shape = None
+        if declared.HasField("shape"):
+            shape = tuple(dimension_value(dim) for dim in declared.shape.dim)
+        self._known[id(tensor)] = TensorType(declared.elem_type, shape)
+        self._tensors.append(tensor)
+
+
+def infer_types(model: "Model", outline: onnx.ModelProto) -> Types:
+    """The types of all tensors of `model`, from its message without large weights."""
+    try:
+        inferred = shape_inference.infer_shapes(outline, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        # An operator the installed ONNX does not know well; the declared types still hold.
+        inferred = outline
+    types = Types()
+    _learn_graph(types, model.graph, inferred.graph)
+    for function in model.functions:
+        for tensor in function.inputs:
+            if tensor.info is not None:
+                types.learn(tensor, tensor.info)
+    return types
+
+
+def _learn_graph(types: Types, graph: Graph, proto: onnx.GraphProto) -> None:
+    tensors: dict[str, Variable | Constant] = {tensor.name: tensor for tensor in graph.inputs}
+    makers = {}
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            tensors[tensor.name] = tensor
+            makers[tensor.name] = node
+    for info in (*proto.value_info, *proto.input, *proto.output):
+        if info.name in tensors:
+            types.learn(tensors[info.name], info)
+    for message in proto.node:
+        node = makers.get(next((name for name in message.output if name), ""))
+        if node is None:
+            continue
+        bodies = dict(node.bodies())
+        for attribute in message.attribute:
+            if attribute.name in bodies:
+                _learn_graph(types, bodies[attribute.name], attribute.g)

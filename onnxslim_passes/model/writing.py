@@ -1,0 +1,123 @@
+"""From a model to a file, written whole or not at all; large models are streamed."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from onnx import TensorProto, numpy_helper
+
+from onnxslim_passes.errors import OutputError
+from onnxslim_passes.model.exporting import held
+from onnxslim_passes.model.ir import Constant
+from onnxslim_passes.model.payload import CHUNK_BYTES, ExternalPayload
+
+if TYPE_CHECKING:
+    from onnxslim_passes.model.model import Model
+
+# A message of 2 GiB cannot be serialized; well below it, one file is easier to handle than two.
+LARGEST_SINGLE_FILE_BYTES = 1 << 30
+
+# Tensors smaller than this stay in the model file: readers need their values for shapes.
+SMALLEST_EXTERNAL_BYTES = 1024
+
+# Pages, so that readers can map the file into memory.
+ALIGNMENT_BYTES = 4096
+
+
+def save(model: "Model", path: str | Path, *, external: bool | None = None) -> None:
+    """Writes a model; nothing appears at `path` before all of it is written.
+
+    Args:
+        model: stays as it is.
+        path: the model file; external data goes into one file beside it, ``<path>.data``.
+        external: whether values go into the second file; by default only above 1 GiB.
+
+    Raises:
+        OutputError: if it cannot be written; whatever was there before is still there.
+    """
+    path = Path(path)
+    if external is None:
+        external = model.nbytes() > LARGEST_SINGLE_FILE_BYTES
+    data_path = path.with_name(path.name + ".data")
+    _refuse_own_data(model, path, data_path)
+    with _errors_named(path), _replacing(path) as stream:
+        if not external:
+            stream.write(model.to_proto().SerializeToString(deterministic=True))
+            return
+        if data_path.is_symlink():
+            raise OutputError(f"{data_path} is a link; external data is never written through one.")
+        with _replacing(data_path) as data_stream:
+            proto = model.export(_DataWriter(data_stream, data_path.name))
+            stream.write(proto.SerializeToString(deterministic=True))
+
+
+class _DataWriter:
+    """Moves tensors of some size into one file, in pieces."""
+
+    def __init__(self, stream: BinaryIO, location: str) -> None:
+        self._stream = stream
+        self._location = location
+
+    def __call__(self, constant: Constant) -> TensorProto:
+        payload = constant.payload
+        if payload.elem_type == TensorProto.STRING or payload.nbytes < SMALLEST_EXTERNAL_BYTES:
+            return held(constant)
+        offset = -(-self._stream.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        self._stream.seek(offset)
+        length = 0
+        for piece in _pieces(constant):
+            length += self._stream.write(piece)
+        proto = TensorProto(name=constant.name, dims=constant.shape, data_type=constant.elem_type)
+        proto.data_location = TensorProto.EXTERNAL
+        entries = {"location": self._location, "offset": str(offset), "length": str(length)}
+        for key, value in entries.items():
+            proto.external_data.add(key=key, value=value)
+        return proto
+
+
+def _pieces(constant: Constant) -> Iterator[bytes | memoryview]:
+    payload = constant.payload
+    if isinstance(payload, ExternalPayload):
+        yield from payload.chunks()
+        return
+    message = held(constant)
+    if not message.HasField("raw_data"):
+        message = numpy_helper.from_array(payload.array(), constant.name)
+    data = memoryview(message.raw_data)
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
+
+
+def _refuse_own_data(model: "Model", *targets: Path) -> None:
+    """Values not read yet must not be replaced under the model's feet."""
+    sources = {c.payload.path for c in model.constants() if isinstance(c.payload, ExternalPayload)}
+    for target in targets:
+        for source in sources:
+            if target.exists() and source.samefile(target):
+                raise OutputError(
+                    f"{target} holds the external data this model still reads; save it elsewhere."
+                )
+
+
+@contextlib.contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place when all went well and vanishes otherwise."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""What a pass is: options, a stage, what it requires, and one `apply` that accounts for itself."""
+
+import abc
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
+
+import pydantic.dataclasses
+
+from onnxslim_passes.calibration import Samples
+from onnxslim_passes.model import Model
+from onnxslim_passes.report.records import Decision
+
+__all__ = [
+    "Context",
+    "Decision",
+    "NoProgress",
+    "Pass",
+    "PassResult",
+    "Progress",
+    "Stage",
+    "pass_options",
+]
+
+Item = TypeVar("Item")
+Options = TypeVar("Options", bound=type)
+
+
+class Stage(enum.IntEnum):
+    """Where in a pipeline a pass may stand: values first, storage last."""
+
+    PREPARE = 0
+    PRUNE = 1
+    TRANSFORM = 2
+    CLUSTER = 3
+    QUANTIZE = 4
+    TUNE = 5
+    STORE = 6
+
+
+class Progress(Protocol):
+    """Something that shows how far long work has come."""
+
+    def track(self, items: Iterable[Item], label: str, total: int | None = None) -> Iterable[Item]:
+        """The same items, shown as they are taken."""
+        ...
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def track(self, items: Iterable[Item], label: str, total: int | None = None) -> Iterable[Item]:
+        """The same items."""
+        return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a pipeline lends to each of its passes.
+
+    Attributes:
+        samples: calibration data, already checked against the model's inputs, or None.
+        target: the runtime the result is meant for.
+        seed: for everything random.
+        progress: for long loops.
+        reference: the model as the pipeline received it; never edited.
+    """
+
+    samples: Samples | None = None
+    target: str = "cpu"
+    seed: int = 0
+    progress: Progress = field(default_factory=NoProgress)
+    reference: Model | None = None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did.
+
+    Attributes:
+        changed: True if and only if the model differs from before.
+        decisions: one for every candidate, those passed over included.
+    """
+
+    changed: bool
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(pydantic.Field,))
+def pass_options(cls: Options) -> Options:
+    """Makes a pass's annotated fields its options: frozen, keyword-only, checked, none unknown."""
+    config = pydantic.ConfigDict(extra="forbid", validate_default=True)
+    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[return-value]  # the decorator returns the class it was given
+
+
+class Pass(abc.ABC):
+    """One graph-level rewrite; its fields are its options, in recipes, commands and documentation.
+
+    A subclass is decorated with `pass_options` and gives each option as
+    ``Annotated[type, Field(description=..., ge=...)] = default``.
+
+    Attributes:
+        name: how recipes and commands call it; verb-object.
+        stage: where it may stand in a pipeline.
+        summary: one line for listings.
+        references: papers or specifications, one a line.
+        lossless: outputs stay the same within float rounding; the pipeline holds it to that.
+        needs_samples: `apply` cannot work without calibration samples.
+    """
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+    summary: ClassVar[str]
+    references: ClassVar[tuple[str, ...]] = ()
+    lossless: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = False
+
+    def requires(self, model: Model) -> None:  # noqa: B027  # most passes work on any model
+        """Raises UnsupportedModelError, naming tensors or nodes, if `apply` could not work."""
+
+    @abc.abstractmethod
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Edits `model` in place and accounts for every candidate."""
+
+    def options(self) -> dict[str, Any]:
+        """The options by name, in order of declaration, as given or by default."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}  # type: ignore[arg-type]  # every subclass is a dataclass
+
+    def changed_options(self) -> dict[str, Any]:
+        """The options that differ from their defaults: what a recipe must state."""
+        defaults = type(self)().options()
+        return {key: value for key, value in self.options().items() if value != defaults[key]}
