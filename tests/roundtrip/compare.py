@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import Message  # type: ignore[import-untyped]  # has no stubs
+from google.protobuf.message import Message
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 # Repeated fields whose entries have a key; all others are compared in order.
