@@ -418,6 +418,20 @@ class Recipe:
                 raise RecipeError(f"{where}: `{key}` is {value!r}, expected text")
         return cls(name, description, passes)
 
+    def with_pass(self, pass_: Pass) -> "Recipe":
+        """The recipe with one more pass, or with another in the place of the one of its name.
+
+        A new pass joins behind the last one of its stage or of an earlier stage.
+        """
+        same = [at for at, known in enumerate(self.passes) if known.name == pass_.name]
+        if len(same) == 1:
+            passes = (*self.passes[: same[0]], pass_, *self.passes[same[0] + 1 :])
+        else:
+            earlier = [at for at, known in enumerate(self.passes) if known.stage <= pass_.stage]
+            place = earlier[-1] + 1 if earlier else 0
+            passes = (*self.passes[:place], pass_, *self.passes[place:])
+        return dataclasses.replace(self, passes=passes)
+
     def to_toml(self) -> str:
         """The recipe as TOML with the options that differ from defaults; `from_toml` reads it."""
         tables = [

@@ -1,0 +1,227 @@
+"""`compare`: two models side by side: size, outputs, latency, operators, task metric."""
+
+import collections
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from onnxslim_passes.cli.common import JsonFlag, open_samples
+from onnxslim_passes.cli.task import TaskResult, open_task
+from onnxslim_passes.errors import ModelError
+from onnxslim_passes.evaluation import (
+    Fidelity,
+    Latency,
+    ModelSize,
+    compare_latency,
+    compare_outputs,
+    measure_size,
+)
+from onnxslim_passes.model import Model, load
+from onnxslim_passes.report.terminal import (
+    TerminalProgress,
+    bytes_text,
+    count_text,
+    db_text,
+    print_json,
+    result_console,
+    seconds_text,
+    table,
+    times_text,
+)
+from onnxslim_passes.runtime import Session, open_session
+
+__all__ = ["compare"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything measured of two models, A the reference.
+
+    Attributes:
+        paths: of A and B.
+        sizes: of A and B.
+        operators: nodes by operator of A and B.
+        fidelity: error of B's outputs on the data; None without data.
+        latency: of both, measured in turn; None without data.
+        task: the metric of both; None without one.
+        random: True if the data was made up.
+    """
+
+    paths: tuple[Path, Path]
+    sizes: tuple[ModelSize, ModelSize]
+    operators: tuple[collections.Counter[str], collections.Counter[str]]
+    fidelity: Fidelity | None
+    latency: Latency | None
+    task: TaskResult | None
+    random: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "models": [str(path) for path in self.paths],
+            "sizes": [dataclasses.asdict(size) for size in self.sizes],
+            "ratio": self.sizes[0].file_bytes / self.sizes[1].file_bytes,
+            "operators": [dict(counts) for counts in self.operators],
+            "fidelity": dataclasses.asdict(self.fidelity) if self.fidelity else None,
+            "latency": dataclasses.asdict(self.latency) if self.latency else None,
+            "metric": self.task.to_dict() if self.task else None,
+            "random_data": self.random,
+        }
+
+
+def compare(
+    a: Annotated[Path, Parameter(help="The reference model.")],
+    b: Annotated[Path, Parameter(help="The model to hold against it.")],
+    /,
+    *,
+    data: Annotated[
+        str | None,
+        Parameter(
+            help="Samples to run both on: .npz, folder or file.py:function; 'random' shows "
+            "latency, and errors that mean nothing."
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        Parameter(
+            help="A task metric: top1, mse, cosine... of --data with labels, or "
+            "file.py:function(session) -> float."
+        ),
+    ] = None,
+    seed: Annotated[int, Parameter(help="For random data.")] = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Compare two models: size, outputs, latency, task metric."""
+    result = _measure((a, b), data, metric, seed)
+    if json:
+        print_json(result.to_dict())
+    else:
+        result_console().print(_view(result))
+
+
+def _measure(
+    paths: tuple[Path, Path], data: str | None, metric: str | None, seed: int
+) -> Comparison:
+    models = load(paths[0]), load(paths[1])
+    fidelity = latency = task = None
+    with (
+        TerminalProgress() as progress,
+        open_session(paths[0]) as reference,
+        open_session(paths[1]) as candidate,
+    ):
+        _check_same_inputs(paths, reference, candidate)
+        measured = open_task(metric, data, reference) if metric else None
+        feed = None
+        if data is not None:
+            samples = open_samples(data, reference, seed=seed, option="--data")
+            feeds = samples.feeds(reference.inputs)
+            shown = progress.track(feeds, "comparing outputs", samples.count)
+            fidelity = compare_outputs(reference, candidate, shown)
+            feed = next(iter(samples.feeds(reference.inputs)))
+            latency = compare_latency(reference, candidate, feed)
+        if measured is not None:
+            values = measured(reference), measured(candidate)
+            task = TaskResult(measured.name, *values, measured.higher_is_better)
+    return Comparison(
+        paths=paths,
+        sizes=(
+            measure_size(models[0], path=paths[0]),
+            measure_size(models[1], path=paths[1]),
+        ),
+        operators=(_operators(models[0]), _operators(models[1])),
+        fidelity=fidelity,
+        latency=latency,
+        task=task,
+        random=data == "random",
+    )
+
+
+def _operators(model: Model) -> collections.Counter[str]:
+    return collections.Counter(
+        f"{node.domain}.{node.op}" if node.domain else node.op for node in model.nodes()
+    )
+
+
+def _check_same_inputs(paths: tuple[Path, Path], reference: Session, candidate: Session) -> None:
+    """Raises ModelError if the two cannot be fed alike or give outputs of other names."""
+    for kind in ("inputs", "outputs"):
+        ours = {spec.name: spec.type for spec in getattr(reference, kind)}
+        theirs = {spec.name: spec.type for spec in getattr(candidate, kind)}
+        if ours != theirs:
+            raise ModelError(
+                f"{paths[0]} and {paths[1]} have different {kind}: {_named(ours)} against "
+                f"{_named(theirs)}; only models with the same ones can be compared"
+            )
+
+
+def _named(specs: dict[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in specs.items()) or "none"
+
+
+# ---------------- the view
+
+
+def _view(result: Comparison) -> RenderableType:
+    parts: list[RenderableType] = [_sizes_view(result)]
+    if result.fidelity is not None:
+        parts.append(fidelity_table(result.fidelity))
+    else:
+        hint = "Give --data for the error of the outputs and the latency."
+        parts.append(Text(hint))
+    return Group(*parts, _operators_view(result))
+
+
+def _sizes_view(result: Comparison) -> RenderableType:
+    a, b = result.sizes
+    listed = table("", "A", "B", "A / B", right=["A", "B", "A / B"])
+    for label, ours, theirs, text in (
+        ("file", a.file_bytes, b.file_bytes, bytes_text),
+        ("file after zstd -19", a.zstd_bytes, b.zstd_bytes, bytes_text),
+        ("parameters", a.parameters, b.parameters, count_text),
+        ("non-zero parameters", a.nonzero_parameters, b.nonzero_parameters, count_text),
+        ("multiply-adds", a.macs, b.macs, count_text),
+    ):
+        if ours is not None and theirs is not None:
+            ratio = times_text(ours / theirs) if theirs else "-"
+            listed.add_row(label, text(ours), text(theirs), ratio)
+    if result.latency is not None:
+        latency = result.latency
+        times = seconds_text(latency.reference_s), seconds_text(latency.candidate_s)
+        listed.add_row("latency, one thread", *times, times_text(latency.speedup))
+    if result.task is not None:
+        task = result.task
+        listed.add_row(task.name, f"{task.before:.4g}", f"{task.after:.4g}", "")
+    head = Text(f"A {result.paths[0]}\nB {result.paths[1]}", "bold")
+    return Group(head, listed)
+
+
+def fidelity_table(fidelity: Fidelity) -> RenderableType:
+    """The error of each output."""
+    right = ["SQNR", "cosine", "max error", "agreement"]
+    listed = table("output", *right, right=right)
+    for output in fidelity.outputs:
+        agreement = "" if output.agreement is None else f"{output.agreement:.2%}"
+        listed.add_row(
+            Text(output.name),
+            db_text(output.sqnr_db),
+            f"{output.cosine:.5f}",
+            f"{output.max_error:.3g}",
+            agreement,
+        )
+    title = Text(f"B's outputs against A's on {fidelity.samples} samples", "bold")
+    return Group(title, listed)
+
+
+def _operators_view(result: Comparison) -> RenderableType:
+    ours, theirs = result.operators
+    listed = table("operator", "A", "B", right=["A", "B"])
+    differing = [op for op in sorted({*ours, *theirs}) if ours[op] != theirs[op]]
+    if not differing:
+        return Text("Both have the same operators.")
+    for op in differing:
+        listed.add_row(op, str(ours[op]), str(theirs[op]))
+    return Group(Text("Operators whose number differs", "bold"), listed)
