@@ -53,6 +53,10 @@ class VerificationError(ModelError):
     """A pass made a model that the checker or ONNX Runtime refuses, or whose outputs are wrong."""
 
 
+class PassFailedError(ModelError):
+    """A pass raised on a model where it should have worked; a reproducer was written."""
+
+
 class SamplesError(OnnxSlimError):
     """Calibration or evaluation data that does not fit the model."""
 

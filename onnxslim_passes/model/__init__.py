@@ -5,6 +5,7 @@ The graph that passes edit is made of onnx-graphsurgeon's classes (`ir`). `impor
 read; graphsurgeon's own importer, exporter, sorting and folding are not used.
 """
 
+from onnxslim_passes.model.checking import check_model
 from onnxslim_passes.model.ir import Constant, Graph, Node, Variable
 from onnxslim_passes.model.model import Model
 from onnxslim_passes.model.reading import load
@@ -23,5 +24,6 @@ __all__ = [
     "Use",
     "Variable",
     "Weight",
+    "check_model",
     "load",
 ]

@@ -131,3 +131,22 @@ class Pass(abc.ABC):
         """The options that differ from their defaults: what a recipe must state."""
         defaults = type(self)().options()
         return {key: value for key, value in self.options().items() if value != defaults[key]}
+
+    def to_table(self) -> dict[str, Any]:
+        """Name and changed options as plain values that TOML and JSON can hold.
+
+        TOML has no null: an option that is None is the text "none", which recipes read back.
+        """
+        return {"name": self.name} | {k: _plain(v) for k, v in self.changed_options().items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None:
+        return "none"
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, frozenset | set):
+        return [_plain(item) for item in sorted(value)]
+    return value

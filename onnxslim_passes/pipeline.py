@@ -1,0 +1,424 @@
+"""The pass manager: checks the order, runs the passes, and believes only what ONNX Runtime ran.
+
+The model it is given is never changed. Where a pass fails, or its result does, the model before it
+and the rest of the recipe are left in a folder with which the failure can be repeated.
+"""
+
+import hashlib
+import importlib.metadata
+import math
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from onnxslim_passes.calibration import Samples
+from onnxslim_passes.errors import (
+    InvalidModelError,
+    OnnxSlimError,
+    PassFailedError,
+    RecipeError,
+    RuntimeRefusedError,
+    SamplesError,
+    UsageError,
+    VerificationError,
+)
+from onnxslim_passes.evaluation import Fidelity, compare_latency, compare_outputs, measure_size
+from onnxslim_passes.model import Model, check_model
+from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, Stage
+from onnxslim_passes.passes.store_weights import StoreWeights
+from onnxslim_passes.report.manifest import Manifest, write_manifest
+from onnxslim_passes.report.records import Decision, PassRecord, Report
+from onnxslim_passes.runtime import Session, open_session
+
+# A pass that claims to be lossless reorders float sums at most; 60 dB is three digits, far above
+# any real fault and below what float16 models lose by reordering.
+LOSSLESS_DB = 60.0
+
+# Feeds that the outputs are compared on; more would cost time and change no verdict.
+VERIFICATION_FEEDS = 64
+
+# Passes that tune may follow any of these.
+TUNABLE = (Stage.PRUNE, Stage.CLUSTER, Stage.QUANTIZE)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pipeline returns.
+
+    Attributes:
+        model: the compressed model.
+        report: the account of it.
+    """
+
+    model: Model
+    report: Report
+
+
+class Pipeline:
+    """Passes in order.
+
+    Args:
+        passes: in the order they run; stages must not go back, except that fine-tuning may stand
+            after pruning, clustering or quantizing.
+        store: append `store-weights` unless a pass of that stage is there.
+        verify_each: compare the outputs after every pass, not only at the end.
+        reproducer: folder for the reproducer of a failure; by default a new temporary one.
+
+    Raises:
+        RecipeError: the order is impossible, or there is no pass.
+    """
+
+    def __init__(
+        self,
+        passes: Sequence[Pass],
+        *,
+        store: bool = True,
+        verify_each: bool = False,
+        reproducer: Path | None = None,
+    ) -> None:
+        chosen = list(passes)
+        if store and not any(pass_.stage == Stage.STORE for pass_ in chosen):
+            chosen.append(StoreWeights())
+        _check_order(chosen)
+        self.passes = tuple(chosen)
+        self.verify_each = verify_each
+        self.reproducer = reproducer
+
+    def run(
+        self,
+        model: Model,
+        *,
+        samples: Samples | None = None,
+        target: str = "cpu",
+        seed: int = 0,
+        progress: Progress | None = None,
+        measure: bool = True,
+    ) -> Result:
+        """Compresses a copy of `model`.
+
+        Args:
+            model: stays as it is.
+            samples: calibration data; also what the outputs are compared on. Without them random
+                inputs are tried, for the comparison only.
+            target: the runtime the result is meant for.
+            seed: of everything random; the same seed gives the same bytes.
+            progress: shows how far long work has come.
+            measure: whether latency and compressed sizes go into the report.
+
+        Raises:
+            UsageError: a pass needs samples and there are none.
+            RuntimeRefusedError: ONNX Runtime does not load the model as it came.
+            PassFailedError: a pass raised; the message names it and the reproducer folder.
+            VerificationError: the result is refused, or its outputs are wrong.
+        """
+        progress = progress or NoProgress()
+        self._check_samples(samples)
+        reference = open_session(model)
+        if samples is not None:
+            samples.check(reference.inputs)
+        judge = _Judge(reference, samples, seed)
+        context = Context(samples, target, seed, progress, model)
+        work = model.copy()
+        preparations = _fix_overridable(work)
+        records = []
+        for index in range(len(self.passes)):
+            records.append(self._run_pass(index, work, context, judge))
+        digest = source_sha256(model)
+        _write_account(work, model, digest, seed, self.passes, preparations, records)
+        fidelity = self._verify_result(work, judge)
+        report = Report(
+            source=model.path.name if model.path else "",
+            source_sha256=digest,
+            versions=versions(),
+            seed=seed,
+            target=target,
+            samples=judge.description,
+            passes=tuple(records),
+            preparations=preparations,
+            fidelity=_fidelity_figures(fidelity),
+            before=asdict(measure_size(model, feed=judge.first_feed, compress=measure)),
+            after=asdict(measure_size(work, feed=judge.first_feed, compress=measure)),
+            latency=judge.latency(work) if measure else {},
+            warnings=judge.warnings,
+        )
+        return Result(work, report)
+
+    def _check_samples(self, samples: Samples | None) -> None:
+        needy = [pass_.name for pass_ in self.passes if pass_.needs_samples]
+        if needy and samples is None:
+            raise UsageError(
+                f"{' and '.join(needy)} needs calibration samples: give --calibration DATA "
+                "(an .npz, a folder or file.py:function), or samples= in Python; "
+                "`--calibration random` is for smoke tests only."
+            )
+
+    def _run_pass(self, index: int, work: Model, context: Context, judge: "_Judge") -> PassRecord:
+        pass_ = self.passes[index]
+        before, before_bytes, start = work.copy(), work.nbytes(), time.perf_counter()
+        try:
+            pass_.requires(work)
+        except OnnxSlimError as error:
+            raise type(error)(f"{pass_.name}: {error}") from error
+        try:
+            result = pass_.apply(work, context)
+            fidelity = None
+            if self.verify_each:
+                fidelity = judge.verdict(work, pass_.name)
+                if pass_.lossless and result.changed:
+                    judge.hold_lossless(before, work, pass_.name)
+        except UsageError as error:
+            raise type(error)(f"{pass_.name}: {error}") from error
+        except SamplesError:
+            raise
+        except (OnnxSlimError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+            raise self._failure(index, before, error) from error
+        return PassRecord(
+            name=pass_.name,
+            options={key: value for key, value in pass_.to_table().items() if key != "name"},
+            changed=result.changed,
+            seconds=time.perf_counter() - start,
+            before_bytes=before_bytes,
+            after_bytes=work.nbytes(),
+            decisions=result.decisions,
+            fidelity=_fidelity_figures(fidelity, outputs=False) if fidelity else None,
+        )
+
+    def _verify_result(self, work: Model, judge: "_Judge") -> Fidelity | None:
+        """The verdict on the whole result; a pass that broke it is found by running them again."""
+        lossless = all(pass_.lossless for pass_ in self.passes)
+        names = ", ".join(pass_.name for pass_ in self.passes)
+        try:
+            fidelity = judge.verdict(work, names)
+            if lossless:
+                judge.hold_lossless(None, work, names)
+        except VerificationError as error:
+            if self.verify_each:
+                raise
+            hint = " Run again with verify_each (--verify-each) to find the pass at fault."
+            raise VerificationError(f"{error}{hint}") from error
+        return fidelity
+
+    def _failure(self, index: int, before: Model, error: Exception) -> OnnxSlimError:
+        pass_ = self.passes[index]
+        folder = write_reproducer(self.reproducer, before, self.passes[index:], error)
+        known = isinstance(error, OnnxSlimError)
+        told = str(error) if known else f"{type(error).__name__}: {error}"
+        kind = type(error) if isinstance(error, OnnxSlimError) else PassFailedError
+        return kind(
+            f"{pass_.name}: {told} (the model before this pass and the rest of the recipe are in "
+            f"{folder})"
+        )
+
+
+def _check_order(passes: Sequence[Pass]) -> None:
+    if not passes:
+        raise RecipeError("There is no pass to run; give --recipe or --pass.")
+    latest: Pass | None = None
+    for pass_ in passes:
+        if pass_.stage == Stage.TUNE:
+            if latest is None or latest.stage not in TUNABLE:
+                raise RecipeError(
+                    f"{pass_.name} tunes what a pass of the stages PRUNE, CLUSTER or QUANTIZE "
+                    "left; put it after one of those."
+                )
+            continue
+        if latest is not None and pass_.stage < latest.stage:
+            raise RecipeError(
+                f"{pass_.name} (stage {pass_.stage.name}) cannot stand after {latest.name} (stage "
+                f"{latest.stage.name}); the order is {' < '.join(stage.name for stage in Stage)}."
+            )
+        latest = pass_
+    stores = [pass_.name for pass_ in passes if pass_.stage == Stage.STORE]
+    if len(stores) > 1 or (stores and passes[-1].stage != Stage.STORE):
+        raise RecipeError(f"{stores[0]} must be the last pass, and the only one of its stage.")
+
+
+def _fix_overridable(work: Model) -> tuple[Decision, ...]:
+    return tuple(
+        Decision(
+            where=constant.where,
+            taken=True,
+            reason="was a graph input with a default; now a plain initializer, so that its value "
+            "is certain",
+        )
+        for constant in work.fix_overridable_weights()
+    )
+
+
+class _Judge:
+    """Runs the original and what became of it on the same feeds."""
+
+    def __init__(self, reference: Session, samples: Samples | None, seed: int) -> None:
+        self._reference = reference
+        self.warnings: tuple[str, ...] = ()
+        if samples is None:
+            samples = self._random(reference, seed)
+        self._samples = samples
+        self.first_feed = next(iter(self._feeds()), None)
+        count = sum(1 for _ in self._feeds()) if samples is not None else 0
+        self.description = "" if samples is None else f"{count} feeds of {samples.name}"
+
+    def _random(self, reference: Session, seed: int) -> Samples | None:
+        try:
+            samples = Samples.runnable_random(reference, seed=seed)
+        except SamplesError as error:
+            self.warnings += (f"The outputs were not compared: {error}",)
+            return None
+        self.warnings += (
+            "No samples were given: outputs were compared on random inputs, which shows that the "
+            "model runs but not how good it is.",
+        )
+        return samples
+
+    def _feeds(self) -> Iterable[Mapping[str, Any]]:
+        if self._samples is None:
+            return ()
+        return islice(self._samples.feeds(self._reference.inputs), VERIFICATION_FEEDS)
+
+    def verdict(self, model: Model, label: str) -> Fidelity | None:
+        """The error against the original.
+
+        Raises:
+            VerificationError: refused by the checker or ONNX Runtime, or not a number.
+        """
+        _check(model, label)
+        with _opened(model, label) as candidate:
+            fidelity = self._compared(self._reference, candidate, label)
+        if fidelity is not None and fidelity.sqnr_db == -math.inf:
+            worst = min(fidelity.outputs, key=lambda output: output.sqnr_db)
+            raise VerificationError(
+                f"After {label} output {worst.name!r} has NaN or infinite values where the "
+                "original has none."
+            )
+        return fidelity
+
+    def hold_lossless(self, before: Model | None, model: Model, label: str) -> None:
+        """Raises VerificationError if passes that promise equal outputs do not give them."""
+        with _opened(model, label) as candidate:
+            if before is None:
+                fidelity = self._compared(self._reference, candidate, label)
+            else:
+                with _opened(before, label) as reference:
+                    fidelity = self._compared(reference, candidate, label)
+        if fidelity is not None and fidelity.sqnr_db < LOSSLESS_DB:
+            worst = min(fidelity.outputs, key=lambda output: output.sqnr_db)
+            raise VerificationError(
+                f"{label} must leave the outputs as they are, but {worst.name!r} has an SQNR of "
+                f"{worst.sqnr_db:.1f} dB (at least {LOSSLESS_DB:.0f} expected)."
+            )
+
+    def _compared(self, reference: Session, candidate: Session, label: str) -> Fidelity | None:
+        if self._samples is None:
+            return None
+        try:
+            return compare_outputs(reference, candidate, self._feeds())
+        except RuntimeRefusedError as error:
+            raise VerificationError(f"After {label} the model does not run: {error}") from error
+
+    def latency(self, model: Model) -> dict[str, Any]:
+        """Times of the original and the result in turn; empty without a feed."""
+        if self.first_feed is None:
+            return {}
+        with open_session(model) as candidate:
+            return asdict(compare_latency(self._reference, candidate, self.first_feed))
+
+
+def _check(model: Model, label: str) -> None:
+    try:
+        check_model(model)
+    except InvalidModelError as error:
+        raise VerificationError(f"After {label}: {error}") from error
+
+
+def _opened(model: Model, label: str) -> Session:
+    try:
+        return open_session(model)
+    except RuntimeRefusedError as error:
+        raise VerificationError(f"After {label}: {error}") from error
+
+
+def _fidelity_figures(fidelity: Fidelity | None, *, outputs: bool = True) -> dict[str, Any]:
+    if fidelity is None:
+        return {}
+    figures: dict[str, Any] = {
+        "sqnr_db": fidelity.sqnr_db,
+        "cosine": fidelity.cosine,
+        "max_error": fidelity.max_error,
+    }
+    if outputs:
+        figures["outputs"] = [asdict(output) for output in fidelity.outputs]
+    return figures
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes a result."""
+    names = ("onnxslim-passes", "onnx", "onnxruntime", "numpy", "scikit-learn")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def source_sha256(model: Model) -> str:
+    """Hash of the file a model came from, or of its message if there is none."""
+    digest = hashlib.sha256()
+    if model.path is not None and model.path.is_file():
+        with model.path.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    else:
+        digest.update(model.to_proto().SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _write_account(
+    work: Model,
+    source: Model,
+    digest: str,
+    seed: int,
+    passes: Iterable[Pass],
+    preparations: Sequence[Decision],
+    records: Iterable[PassRecord],
+) -> None:
+    decisions = [("load", decision) for decision in preparations]
+    decisions += [(record.name, d) for record in records for d in record.decisions]
+    manifest = Manifest(
+        source=source.path.name if source.path else "",
+        source_sha256=digest,
+        versions=versions(),
+        seed=seed,
+        recipe=[pass_.to_table() for pass_ in passes],
+        decisions=tuple(decisions),
+    )
+    write_manifest(work, manifest)
+
+
+def write_reproducer(
+    folder: Path | None, before: Model, passes: Sequence[Pass], error: Exception
+) -> Path:
+    """A folder with which a failure can be repeated.
+
+    Args:
+        folder: made if missing; None makes a temporary one.
+        before: the model as the first of `passes` got it.
+        passes: the failed one and those after it.
+        error: what happened.
+
+    Returns:
+        The folder, with ``model.onnx``, ``recipe.toml`` and ``error.txt``.
+    """
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="onnxslim-passes-reproducer-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    before.save(folder / "model.onnx")
+    recipe = {
+        "name": "reproducer",
+        "description": f"What was left to do when {passes[0].name} failed.",
+        "pass": [pass_.to_table() for pass_ in passes],
+    }
+    (folder / "recipe.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
+    (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+    return folder

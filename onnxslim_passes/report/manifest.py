@@ -1,0 +1,119 @@
+"""The account that a compressed file carries with it, in `metadata_props`.
+
+JSON under one key: recipe, versions, hash of the source and seed in clear; the decisions, of which
+there are hundreds, compressed (DEFLATE, then Base85), so that they take a few bytes each. No times
+and no dates: the same run gives the same bytes.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxslim_passes.errors import InvalidModelError
+from onnxslim_passes.model import Model
+from onnxslim_passes.report.records import Decision, jsonable
+
+MANIFEST_KEY = "onnxslim_passes"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a compressed file says of itself.
+
+    Attributes:
+        source: file name of the original, or "".
+        source_sha256: its hash.
+        versions: of onnxslim-passes, onnx and onnxruntime.
+        seed: of everything random.
+        recipe: the passes as tables: ``name`` and options.
+        decisions: pass name and decision, in order.
+    """
+
+    source: str
+    source_sha256: str
+    versions: Mapping[str, str]
+    seed: int
+    recipe: Sequence[Mapping[str, Any]]
+    decisions: tuple[tuple[str, Decision], ...]
+
+    def to_text(self) -> str:
+        """The manifest as compact JSON."""
+        names = list(dict.fromkeys(name for name, _ in self.decisions))
+        rows = [
+            [names.index(name), decision.where, int(decision.taken), decision.reason]
+            + ([jsonable(decision.figures)] if decision.figures else [])
+            for name, decision in self.decisions
+        ]
+        packed = zlib.compress(_compact({"passes": names, "rows": rows}).encode(), level=9)
+        return _compact(
+            {
+                "manifest": MANIFEST_VERSION,
+                "source": self.source,
+                "source_sha256": self.source_sha256,
+                "versions": dict(self.versions),
+                "seed": self.seed,
+                "recipe": jsonable(self.recipe),
+                "decisions": base64.b85encode(packed).decode("ascii"),
+            }
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> "Manifest":
+        """Reads what `to_text` wrote.
+
+        Raises:
+            InvalidModelError: it is damaged, or of a newer kind.
+        """
+        try:
+            plain = json.loads(text)
+            if plain["manifest"] != MANIFEST_VERSION:
+                raise InvalidModelError(
+                    f"The manifest is of kind {plain['manifest']!r}; this version reads kind "
+                    f"{MANIFEST_VERSION}. Update onnxslim-passes."
+                )
+            packed = json.loads(zlib.decompress(base64.b85decode(plain["decisions"])))
+            decisions = tuple(_decision(row, packed["passes"]) for row in packed["rows"])
+            return cls(
+                source=plain["source"],
+                source_sha256=plain["source_sha256"],
+                versions=plain["versions"],
+                seed=plain["seed"],
+                recipe=plain["recipe"],
+                decisions=decisions,
+            )
+        except (ValueError, KeyError, IndexError, TypeError, zlib.error) as error:
+            raise InvalidModelError(
+                f"The manifest in this file is damaged ({type(error).__name__}: {error}); another "
+                "tool may have rewritten it. Compress the original again."
+            ) from error
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _decision(row: list[Any], passes: list[str]) -> tuple[str, Decision]:
+    name, where, taken, reason, *figures = row
+    found = Decision(
+        where=where, taken=bool(taken), reason=reason, figures=figures[0] if figures else {}
+    )
+    return passes[name], found
+
+
+def read_manifest(model: Model) -> Manifest | None:
+    """The manifest of a compressed model, or None if it carries none.
+
+    Raises:
+        InvalidModelError: it carries one that is damaged.
+    """
+    text = model.metadata.get(MANIFEST_KEY)
+    return None if text is None else Manifest.from_text(text)
+
+
+def write_manifest(model: Model, manifest: Manifest) -> None:
+    """Puts the manifest into the model's metadata."""
+    model.set_metadata(MANIFEST_KEY, manifest.to_text())
