@@ -113,7 +113,9 @@ class Exporter:
         nodes = sorted_nodes(graph)
         as_nodes = []
         for constant in graph.initializers:
-            if self._free_initializers or constant.was_initializer:
+            # Shape inference does not see sparse initializers, but it sees sparse Constant nodes.
+            sparse_node = constant.sparse and constant.source_node is not None
+            if (self._free_initializers and not sparse_node) or constant.was_initializer:
                 self._initializer(constant, target)
             else:
                 as_nodes.append(constant)
@@ -133,11 +135,24 @@ class Exporter:
     def _initializer(self, constant: Constant, target: onnx.GraphProto) -> None:
         payload = constant.payload
         if not isinstance(payload, SparsePayload) or self._dense:
-            target.initializer.append(self._write(constant))
+            target.initializer.append(self._tensor(constant))
             return
         sparse = target.sparse_initializer.add()
         sparse.CopyFrom(payload.proto)
         sparse.values.name = constant.name
+        _describe(sparse.values, constant)
+
+    def _tensor(self, constant: Constant, name: str | None = None) -> TensorProto:
+        """A dense constant as `write` has it, with its doc string and metadata, and its name."""
+        written = self._write(constant)
+        name = constant.name if name is None else name
+        if constant.description is None and written.name == name:
+            return written
+        described = TensorProto()
+        described.CopyFrom(written)
+        described.name = name
+        _describe(described, constant)
+        return described
 
     def _in_order(self, nodes: list[Node], lifted: Iterable[Constant]) -> Iterator[onnx.NodeProto]:
         """Node messages with `Constant` nodes among them, where they were or before their use."""
@@ -162,8 +177,15 @@ class Exporter:
             copy_fields(constant.source_node, proto, but=("output", "attribute", "op_type"))
         if isinstance(constant.payload, SparsePayload) and not self._dense:
             proto.attribute.append(helper.make_attribute("sparse_value", constant.payload.proto))
-        else:
-            proto.attribute.append(helper.make_attribute("value", self._write(constant)))
+            return proto
+        source = constant.source_node.attribute[0] if constant.source_node is not None else None
+        untouched = constant.payload is constant.source_payload
+        if source is not None and untouched and source.name not in ("value", "sparse_value"):
+            proto.attribute.append(source)
+            return proto
+        # The tensor in the node may have a name of its own, or none.
+        name = source.t.name if source is not None and source.name == "value" else None
+        proto.attribute.append(helper.make_attribute("value", self._tensor(constant, name)))
         return proto
 
     def node(self, node: Node) -> onnx.NodeProto:
@@ -173,8 +195,16 @@ class Exporter:
             copy_fields(node.proto, proto, but=("input", "output", "attribute", "domain"))
         spelled = node.proto.domain if node.proto is not None else ""
         same_domain = node.domain == ("" if spelled in DEFAULT_DOMAINS else spelled)
-        proto.domain = spelled if same_domain else node.domain
-        proto.op_type, proto.name, proto.overload = node.op, node.name, node.overload
+        proto.op_type = node.op
+        labels = {
+            "domain": spelled if same_domain else node.domain,
+            "name": node.name,
+            "overload": node.overload,
+        }
+        for field, label in labels.items():
+            # An empty string that is present takes two bytes, times all decoder nodes.
+            if label or (node.proto is not None and node.proto.HasField(field)):
+                setattr(proto, field, label)
         proto.input.extend(tensor.name for tensor in node.inputs)
         proto.output.extend(tensor.name for tensor in node.outputs)
         sources = {} if node.proto is None else {a.name: a for a in node.proto.attribute}
@@ -199,7 +229,7 @@ class Exporter:
                 self.graph(body, attribute.graphs.add())
         elif isinstance(value, Constant):
             attribute.type = AttributeProto.TENSOR
-            attribute.t.CopyFrom(self._write(value))
+            attribute.t.CopyFrom(self._tensor(value))
         elif source is not None and _same(value, node.imported.get(key)):
             return source
         else:
@@ -214,6 +244,14 @@ class Exporter:
             info = graph.output_infos.get(tensor.name) or tensor.info
             target.output.append(_renamed(info, tensor))
         target.value_info.extend(_value_infos(graph, nodes))
+
+
+def _describe(message: TensorProto, constant: Constant) -> None:
+    """Puts the doc string and metadata of the constant into the message."""
+    if constant.description is not None:
+        message.doc_string = constant.description.doc_string
+        del message.metadata_props[:]
+        message.metadata_props.extend(constant.description.metadata_props)
 
 
 def _adopt_orphans(graph: Graph) -> None:
@@ -262,6 +300,8 @@ def _value_infos(graph: Graph, nodes: Iterable[Node]) -> Iterator[onnx.ValueInfo
     for tensor in [*tensors, *(graph.inputs if graph.is_function else ())]:
         if tensor.info is not None and tensor.name not in outer:
             declared[tensor.name] = _renamed(tensor.info, tensor)
+    for info in graph.foreign_infos:
+        declared.setdefault(info.name, info)
     source = graph.proto.value_info if graph.proto is not None else ()
     for info in source:
         if info.name in declared:

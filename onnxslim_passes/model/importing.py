@@ -12,7 +12,7 @@ import onnx
 from onnx import AttributeProto, TensorProto
 
 from onnxslim_passes.errors import InvalidModelError
-from onnxslim_passes.model.ir import Constant, Graph, Node, Variable
+from onnxslim_passes.model.ir import Constant, Graph, Node, Variable, declared_type
 from onnxslim_passes.model.payload import ArrayPayload, Payload, SparsePayload
 
 Tensors = dict[str, Variable | Constant]
@@ -66,6 +66,7 @@ class Importer:
         graph.declared_inputs = list(graph.inputs)
         self._nodes(graph, proto.node, known, infos, set(proto.output))
         graph.outputs = [self._resolve(name, known, graph) for name in proto.output]
+        self._foreign_infos(graph, infos)
         self.names.update(known)
         return graph
 
@@ -103,13 +104,26 @@ class Importer:
         self._nodes(graph, proto.node, known, infos, set(outputs))
         graph.output_infos = {info.name: info for info in proto.output}
         graph.outputs = [self._resolve(name, known, graph) for name in outputs]
+        self._foreign_infos(graph, infos)
         return graph
+
+    def _foreign_infos(self, graph: Graph, infos: dict[str, onnx.ValueInfoProto]) -> None:
+        """Sets apart what is said about captured tensors or about none."""
+        own = {tensor.name for node in graph.nodes for tensor in node.outputs}
+        for tensor in (*graph.initializers, *graph.inputs, *graph.outputs):
+            own.add(tensor.name)
+        graph.foreign_infos = [info for name, info in infos.items() if name not in own]
+        self.names.update(info.name for info in graph.foreign_infos)
 
     def _initializers(self, graph: Graph, proto: onnx.GraphProto) -> Iterable[Constant]:
         for tensor in proto.initializer:
-            yield Constant(tensor.name, self._read(tensor), graph)
+            constant = Constant(tensor.name, self._read(tensor), graph)
+            constant.describe_like(tensor)
+            yield constant
         for sparse in proto.sparse_initializer:
-            yield Constant(sparse.values.name, SparsePayload(sparse), graph)
+            constant = Constant(sparse.values.name, SparsePayload(sparse), graph)
+            constant.describe_like(sparse.values)
+            yield constant
 
     def _nodes(
         self,
@@ -125,6 +139,7 @@ class Importer:
             lifted = self._lifted_constant(proto, graph, outputs)
             if lifted is not None:
                 lifted.source_node, lifted.source_index = proto, index
+                lifted.source_payload = lifted.payload
                 lifted.info = infos.get(lifted.name)
                 known[lifted.name] = lifted
                 graph.initializers.append(lifted)
@@ -174,7 +189,9 @@ class Importer:
         ):
             return None
         payload = self._constant_payload(proto.attribute[0])
-        return Constant(proto.output[0], payload, graph)
+        constant = Constant(proto.output[0], payload, graph)
+        constant.describe_like(proto.attribute[0].t)
+        return constant
 
     def _constant_payload(self, attribute: AttributeProto) -> Payload:
         kind = attribute.name
@@ -208,7 +225,9 @@ class Importer:
         if kind == AttributeProto.FLOATS and attribute.floats:
             return list(attribute.floats)
         if kind == AttributeProto.TENSOR:
-            return Constant(attribute.t.name, self._read(attribute.t))
+            constant = Constant(attribute.t.name, self._read(attribute.t))
+            constant.describe_like(attribute.t)
+            return constant
         if kind == AttributeProto.GRAPH:
             return self._graph(attribute.g, node.graph, f"{node.where}/{attribute.name}", known)
         if kind == AttributeProto.GRAPHS:

@@ -36,7 +36,7 @@ class Variable(gs.Variable):
     __hash__ = object.__hash__
 
     def __init__(self, name: str, info: onnx.ValueInfoProto | None = None) -> None:
-        dtype, shape = _declared_type(info)
+        dtype, shape = declared_type(info)
         super().__init__(name, dtype, shape)
         self.info = info
 
@@ -45,9 +45,10 @@ class Variable(gs.Variable):
         self.info, self.dtype, self.shape = None, None, None
 
 
-def _declared_type(
+def declared_type(
     info: onnx.ValueInfoProto | None,
 ) -> tuple[np.dtype[Any] | None, list[int | str | None] | None]:
+    """Element type and shape of a declaration, None for what it leaves open."""
     if info is None or info.type.WhichOneof("value") != "tensor_type":
         return None, None
     tensor = info.type.tensor_type
@@ -77,6 +78,9 @@ class Constant(gs.Constant):
         was_initializer: True if it was an initializer in the file, not a node and not new.
         source_node: the `Constant` node it was lifted from, if any.
         source_index: the place of that node among the nodes.
+        source_payload: the payload it had in the file, if it was lifted.
+        description: a message with its doc string and metadata, which stay when values change, if
+            it has any.
     """
 
     __eq__ = object.__eq__
@@ -96,6 +100,15 @@ class Constant(gs.Constant):
         self.was_initializer = False
         self.source_node: onnx.NodeProto | None = None
         self.source_index = -1
+        self.source_payload: Payload | None = None
+        self.description: onnx.TensorProto | None = None
+
+    def describe_like(self, source: onnx.TensorProto) -> None:
+        """Takes over the doc string and metadata of a message, if it has any."""
+        if source.doc_string or source.metadata_props:
+            self.description = onnx.TensorProto(
+                doc_string=source.doc_string, metadata_props=source.metadata_props
+            )
 
     @property
     def _values(self) -> Array:
@@ -215,6 +228,7 @@ class Graph(gs.Graph):
         path: "" for the main graph, else "node/attribute" down to here, or "domain::function".
         initializers: the constants it owns, in order.
         declared_inputs: its inputs in the order of the file, initializers among them included.
+        foreign_infos: declarations in the file of tensors that this graph does not make.
         is_function: True for the body of a model-local function.
         proto: the message it was read from.
     """
@@ -242,6 +256,7 @@ class Graph(gs.Graph):
         self.initializers: list[Constant] = []
         self.declared_inputs: list[Variable | Constant] = []
         self.output_infos: dict[str, onnx.ValueInfoProto] = {}
+        self.foreign_infos: list[onnx.ValueInfoProto] = []
 
     def fresh_name(self, hint: str) -> str:
         """A name like `hint` that nothing in the whole model has; it is taken from now on."""
@@ -322,5 +337,6 @@ __all__ = [
     "Node",
     "TensorPayload",
     "Variable",
+    "declared_type",
     "dimension_value",
 ]

@@ -85,7 +85,7 @@ class Use:
     direct: bool
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Weight:
     """A floating-point constant that nodes take.
 
