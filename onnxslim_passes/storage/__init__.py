@@ -1,1 +1,34 @@
-"""Room of onnxslim_passes."""
+"""Lossless storage: ways to write a weight so that ONNX Runtime rebuilds it when it loads.
+
+`base` has the language of decoders and what an encoding is, `contents` what encodings ask of a
+weight, one file each the encodings, `choice` the cheapest of them, `writer` puts decoders into a
+graph, `recognition` finds them again, and `folding` proves that they cost nothing at run time.
+A new encoding is one file here and one line in `ENCODINGS`.
+"""
+
+from onnxslim_passes.storage.base import Encoding
+from onnxslim_passes.storage.codebook import (
+    CodebookPacked,
+    CodebookSparse,
+    CodebookUint4,
+    CodebookUint8,
+)
+from onnxslim_passes.storage.dense import Dense
+from onnxslim_passes.storage.fill import Fill
+from onnxslim_passes.storage.sparse import Sparse
+
+# In the order in which equal prices are resolved: the simplest decoder first.
+ENCODINGS: dict[str, Encoding] = {
+    encoding.name: encoding
+    for encoding in (
+        Dense(),
+        Sparse(),
+        Fill(),
+        CodebookUint8(),
+        CodebookUint4(),
+        CodebookPacked(),
+        CodebookSparse(),
+    )
+}
+
+__all__ = ["ENCODINGS"]

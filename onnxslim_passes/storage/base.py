@@ -1,0 +1,236 @@
+"""What an encoding is: decoder expressions, their exact size, and the plan for a weight.
+
+A decoder is an expression over standard operators whose leaves are tensors:
+
+    Step("Gather", (Payload(codebook), Step("Cast", (Payload(codes),), {"to": INT32})))
+
+Leaves are of two kinds. A `Payload` belongs to one weight (codes, codebook, indices); its size is
+known at once and its values are made only if the encoding wins. A `Literal` is a small constant
+(a shape, a shift). Expressions without a payload, such as the table that unpacks bits, are equal
+wherever they are equal in structure: the writer emits them once per graph, and the choice of
+encodings counts them once per graph.
+"""
+
+import abc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto, helper
+
+if TYPE_CHECKING:
+    from onnxslim_passes.storage.contents import Contents
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """A constant that one weight brings along.
+
+    Attributes:
+        shape: dimensions.
+        dtype: NumPy or ml_dtypes type.
+        nbytes: bytes of the values in the file.
+        make: computes the values, of this shape and type.
+        sparse: stored as a sparse initializer; `nbytes` then counts values and indices, and
+            `entries` their number.
+        entries: elements of a sparse initializer that are stored.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    nbytes: int
+    make: Callable[[], Array]
+    sparse: bool = False
+    entries: int = 0
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A small constant, equal to every other of the same type, shape and bytes."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, values: Any, dtype: npt.DTypeLike) -> "Literal":
+        """The literal for an array-like of numbers."""
+        array = np.asarray(values, dtype)
+        return cls(array.dtype, array.shape, array.tobytes())
+
+    def values(self) -> Array:
+        """The array."""
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node with one output.
+
+    Attributes:
+        op: operator of the default domain.
+        inputs: what it reads.
+        attrs: attributes, as sorted pairs so that steps can be compared.
+    """
+
+    op: str
+    inputs: tuple["Expression", ...]
+    attrs: tuple[tuple[str, int | tuple[int, ...]], ...] = ()
+
+
+Expression: TypeAlias = Payload | Literal | Step
+
+
+def step(op: str, *inputs: Expression, **attrs: int | tuple[int, ...]) -> Step:
+    """`Step` in the notation of a call."""
+    return Step(op, inputs, tuple(sorted(attrs.items())))
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the place of a weight allows.
+
+    Attributes:
+        opset: of the graph or function.
+        ir_version: of the model.
+        is_function: a function has no initializers, hence no sparse ones; its constants are nodes.
+        name_bytes: length of the names that new tensors will have, at most.
+    """
+
+    opset: int
+    ir_version: int = 8
+    is_function: bool = False
+    name_bytes: int = 2
+
+    @property
+    def sparse(self) -> bool:
+        """Whether sparse initializers may stand here (IR version 6, not in functions)."""
+        return self.ir_version >= 6 and not self.is_function
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One way to store a weight, with its price.
+
+    Attributes:
+        encoding: name of the encoding.
+        root: the decoder, or a bare payload: the weight itself, dense or sparse.
+        figures: what the report shows beside the bytes, e.g. ``{"bits": 3}``.
+    """
+
+    encoding: str
+    root: Expression
+    figures: Mapping[str, int | float | str] = field(default_factory=dict)
+
+
+class Encoding(abc.ABC):
+    """A way to store weights; it proposes, the computed bytes decide.
+
+    Attributes:
+        name: as in the option `encodings` and in reports.
+    """
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def plans(self, contents: "Contents", site: Site) -> Iterable[Plan]:
+        """The plans worth pricing for a weight with these contents; none where it cannot serve."""
+
+
+# ---------------- the size of expressions
+
+
+def walk(root: Expression) -> Iterator[Expression]:
+    """Every different expression under `root`, itself included, inputs first."""
+    seen: set[Expression] = set()
+    pending: list[tuple[Expression, bool]] = [(root, False)]
+    while pending:
+        expression, inputs_done = pending.pop()
+        if expression in seen:
+            continue
+        if inputs_done or not isinstance(expression, Step):
+            seen.add(expression)
+            yield expression
+        else:
+            pending.append((expression, True))
+            pending.extend((operand, False) for operand in reversed(expression.inputs))
+
+
+def own_and_common(root: Expression) -> tuple[list[Expression], list[Expression]]:
+    """The parts of a decoder that are this weight's alone, and those that others may share.
+
+    A part is the weight's own if a payload stands anywhere under it.
+    """
+    own: list[Expression] = []
+    common: list[Expression] = []
+    owned: set[Expression] = set()
+    for part in walk(root):
+        inputs = part.inputs if isinstance(part, Step) else ()
+        if isinstance(part, Payload) or any(operand in owned for operand in inputs):
+            owned.add(part)
+            own.append(part)
+        else:
+            common.append(part)
+    return own, common
+
+
+def part_bytes(part: Expression, site: Site) -> int:
+    """Bytes that one part takes in the file, its new name and its message's frame included."""
+    if isinstance(part, Step):
+        name = "x" * site.name_bytes
+        node = helper.make_node(part.op, [name] * len(part.inputs), [name])
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in part.attrs)
+        return framed_bytes(node.ByteSize())
+    if isinstance(part, Literal):
+        return tensor_bytes(part.shape, part.dtype, len(part.data), site)
+    if part.sparse:
+        return sparse_bytes(part, site)
+    return tensor_bytes(part.shape, part.dtype, part.nbytes, site)
+
+
+def tensor_bytes(shape: Sequence[int], dtype: np.dtype[Any], nbytes: int, site: Site) -> int:
+    """Bytes of a dense constant with raw data: an initializer, or a node in a function."""
+    name = "x" * site.name_bytes
+    tensor = TensorProto(dims=shape, data_type=_elem_type(dtype), name=name)
+    size = tensor.ByteSize() + framed_bytes(nbytes)
+    if site.is_function:
+        attribute = AttributeProto(name="value", type=AttributeProto.TENSOR)
+        size = attribute.ByteSize() + framed_bytes(size)
+        size = NodeProto(op_type="Constant", output=[name]).ByteSize() + framed_bytes(size)
+    return framed_bytes(size)
+
+
+def sparse_bytes(payload: Payload, site: Site) -> int:
+    """Bytes of a sparse initializer whose values and varint indices take `nbytes` together."""
+    entries, dtype = payload.entries, payload.dtype
+    name = "x" * site.name_bytes
+    values = TensorProto(dims=[entries], data_type=_elem_type(dtype), name=name)
+    indices = TensorProto(dims=[entries], data_type=TensorProto.INT64)
+    value_bytes = entries * dtype.itemsize
+    return framed_bytes(
+        SparseTensorProto(dims=payload.shape).ByteSize()
+        + framed_bytes(values.ByteSize() + framed_bytes(value_bytes))
+        + framed_bytes(indices.ByteSize() + framed_bytes(payload.nbytes - value_bytes))
+    )
+
+
+def framed_bytes(size: int) -> int:
+    """Bytes of a field of `size` bytes in the message that holds it: tag, length, content.
+
+    Every field used here has a number below 16, so that its tag is one byte (initializers of a
+    graph: 5, sparse ones: 15, nodes: 1, raw data: 9).
+    """
+    return 1 + varint_bytes(size) + size
+
+
+def varint_bytes(value: int) -> int:
+    """Bytes of a non-negative number as a protobuf varint: seven bits a byte."""
+    return max(1, -(-value.bit_length() // 7))
+
+
+def _elem_type(dtype: np.dtype[Any]) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(dtype))
