@@ -74,7 +74,7 @@ def wave(kind: int, length: int, rng: np.random.Generator) -> np.ndarray:
         "square": np.where(fraction < 0.5, 1.0, -1.0),
         "sawtooth": 2 * fraction - 1,
     }[WAVE_KINDS[kind]]
-    noisy = rng.uniform(0.5, 1.5) * shape + rng.normal(0, 0.6, length)
+    noisy = rng.uniform(0.5, 1.5) * shape + rng.normal(0, 0.4, length)
     return noisy.astype(np.float32)[:, None]
 
 

@@ -58,9 +58,7 @@ def export(net: keras.Model, path: Path) -> None:
     def forward(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"probabilities": net(image, training=False)}
 
-    tf2onnx.convert.from_function(
-        forward, forward.input_signature, opset=17, output_path=str(path)
-    )
+    tf2onnx.convert.from_function(forward, forward.input_signature, opset=17, output_path=str(path))
 
 
 def main() -> None:

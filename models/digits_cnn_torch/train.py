@@ -79,7 +79,9 @@ def train(net: nn.Module, image: Tensor, labels: Tensor) -> None:
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(image)).split(BATCH):
             dy, dx = torch.randint(-1, 2, (2,)).tolist()
-            moved = functional.pad(image[rows], (1, 1, 1, 1))[:, :, 1 + dy : 9 + dy, 1 + dx : 9 + dx]
+            moved = functional.pad(image[rows], (1, 1, 1, 1))[
+                :, :, 1 + dy : 9 + dy, 1 + dx : 9 + dx
+            ]
             loss = functional.cross_entropy(net(moved), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()

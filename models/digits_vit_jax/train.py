@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["jax==0.10.2", "jaxlib==0.10.2", "jax2onnx==0.17.1", "onnx==1.23.2", "numpy==2.4.6"]
+# dependencies = ["jax==0.10.2", "jax2onnx==0.17.1", "onnx==1.23.2", "numpy==2.4.6"]
 # ///
 """Trains a small vision transformer on 8 x 8 digits in plain JAX and exports it with jax2onnx.
 
@@ -91,7 +91,9 @@ def forward(params: Params, image: Array) -> Array:
     x = linear(params["patch"], patches.reshape(-1, TOKENS, PATCH * PATCH)) + params["position"]
     for layer in params["layers"]:
         x = x + attend(layer, normalize(layer["norm1"], x))
-        x = x + linear(layer["down"], jax.nn.relu(linear(layer["up"], normalize(layer["norm2"], x))))
+        x = x + linear(
+            layer["down"], jax.nn.relu(linear(layer["up"], normalize(layer["norm2"], x)))
+        )
     return linear(params["head"], normalize(params["norm"], x).mean(axis=1))
 
 
