@@ -81,6 +81,8 @@ class Report:
         after: the same of the result.
         latency: ``reference_s``, ``candidate_s``, ``speedup``, measured in turn in one run; empty
             if nothing was measured.
+        metric: a task metric of the original and the result: ``name``, ``before``, ``after``,
+            ``drop`` (positive is worse), ``higher_is_better``; empty if none was asked for.
         warnings: what a user must know to read the figures rightly.
     """
 
@@ -96,6 +98,7 @@ class Report:
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
+    metric: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
