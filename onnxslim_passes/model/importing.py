@@ -104,6 +104,9 @@ class Importer:
         self._nodes(graph, proto.node, known, infos, set(outputs))
         graph.output_infos = {info.name: info for info in proto.output}
         graph.outputs = [self._resolve(name, known, graph) for name in outputs]
+        for tensor in graph.outputs:
+            if isinstance(tensor, Variable) and tensor.info is None:
+                tensor.dtype, tensor.shape = declared_type(graph.output_infos[tensor.name])
         self._foreign_infos(graph, infos)
         return graph
 

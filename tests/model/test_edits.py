@@ -124,7 +124,7 @@ def test_a_cycle_is_refused_with_the_node() -> None:
     model = chain()
     first, third = model.graph.node("first"), model.graph.node("third")
     first.inputs[0] = third.outputs[0]
-    with pytest.raises(InvalidModelError, match="'first'.*cycle"):
+    with pytest.raises(InvalidModelError, match=r"'first'.*cycle"):
         model.to_proto()
 
 
