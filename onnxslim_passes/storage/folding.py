@@ -7,7 +7,7 @@ operators and the same constants, bit for bit.
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from onnxslim_passes.errors import RuntimeRefusedError
 from onnxslim_passes.model import Model
 from onnxslim_passes.runtime import optimized_graph
+from onnxslim_passes.storage.writer import Replacement
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,81 @@ def folded(model: Model) -> Folded:
         frozenset(digest for graph in graphs for digest in _digests(graph)),
         frozenset(name for node in nodes for name in node.output),
     )
+
+
+def settle(model: Model, replacements: Sequence[Replacement]) -> dict[Replacement, str]:
+    """Applies the replacements that ONNX Runtime folds away; the others are left undone.
+
+    Returns:
+        Those left undone, with the reason.
+
+    Raises:
+        RuntimeRefusedError: ONNX Runtime does not load the model as it is.
+    """
+    dense = folded(model)
+    for each in replacements:
+        each.apply()
+    rejected = _undo_computed(model, dense, replacements)
+    kept = [each for each in replacements if each not in rejected]
+    if _matches(model, dense):
+        return rejected
+    _undo(kept)
+    culprits = _culprits(model, dense, kept)
+    kept = [each for each in kept if each not in culprits]
+    for each in kept:
+        each.apply()
+    if not _matches(model, dense):
+        _undo(kept)
+        culprits += kept
+    reason = "with it stored, ONNX Runtime would run other operators"
+    return rejected | dict.fromkeys(culprits, reason)
+
+
+def _undo_computed(
+    model: Model, dense: Folded, replacements: Sequence[Replacement]
+) -> dict[Replacement, str]:
+    """Undoes those whose weight is still computed at run time."""
+    names = {each.constant.name for each in replacements}
+    try:
+        left = folded(model).computes(names) - dense.computes(names)
+    except RuntimeRefusedError:
+        return {}
+    unfolded = [each for each in replacements if each.constant.name in left]
+    _undo(unfolded)
+    return dict.fromkeys(unfolded, "ONNX Runtime does not fold its decoder")
+
+
+def _culprits(
+    model: Model, dense: Folded, replacements: Sequence[Replacement]
+) -> list[Replacement]:
+    """By bisection, those that alone change what the runtime makes of the model; all undone."""
+    if not replacements:
+        return []
+    for each in replacements:
+        each.apply()
+    same = _matches(model, dense)
+    _undo(replacements)
+    if same:
+        return []
+    if len(replacements) == 1:
+        return list(replacements)
+    half = len(replacements) // 2
+    return [
+        *_culprits(model, dense, replacements[:half]),
+        *_culprits(model, dense, replacements[half:]),
+    ]
+
+
+def _matches(model: Model, dense: Folded) -> bool:
+    try:
+        return folded(model).same_as(dense)
+    except RuntimeRefusedError:
+        return False
+
+
+def _undo(replacements: Sequence[Replacement]) -> None:
+    for each in reversed(replacements):
+        each.undo()
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

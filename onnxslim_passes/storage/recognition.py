@@ -4,8 +4,10 @@ from onnxslim_passes.model import Constant, Model, Node, Variable
 
 # What decoders are built of (`fill`, `codebook`).
 _DECODER_OPS = frozenset(
-    ("Add", "Cast", "Div", "Expand", "Gather", "GatherElements", "Mod", "Mul")
-    + ("Range", "Reshape", "Slice", "Transpose")
+    [
+        *("Add", "Cast", "Div", "Expand", "Gather", "GatherElements"),
+        *("Mod", "Mul", "Range", "Reshape", "Slice", "Transpose"),
+    ]
 )
 
 

@@ -3,7 +3,6 @@
 import itertools
 import string
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from onnxslim_passes.model import Constant, Graph, Model, Node, Variable
 from onnxslim_passes.storage.base import Expression, Literal, Payload, Step
@@ -18,21 +17,6 @@ def short_names() -> Iterator[str]:
         for first in string.ascii_letters:
             for tail in itertools.product(rest, repeat=length):
                 yield first + "".join(tail)
-
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """A weight that a decoder rebuilds.
-
-    Attributes:
-        constant: the dense constant that was replaced; it is no longer in the graph.
-        place: its index among the initializers of its graph.
-        rebuilt: the decoder's output, of the same name.
-    """
-
-    constant: Constant
-    place: int
-    rebuilt: Variable
 
 
 class Writer:
@@ -50,20 +34,23 @@ class Writer:
         self._names = names
         self._written: dict[Expression, Tensor] = {}
 
-    def store(self, constant: Constant, root: Step) -> Stored:
-        """Replaces a constant of the graph by the decoder's output, which takes over its name."""
+    def place(self, constant: Constant) -> int:
+        """The index of a constant among the initializers of the graph."""
+        return self._graph.initializers.index(constant)
+
+    def store(self, constant: Constant, root: Step) -> Variable:
+        """Replaces a constant of the graph by a decoder's output, which takes over its name."""
         rebuilt = Variable(constant.name)
         self._node(root, rebuilt)
         self._model.replace_uses(constant, rebuilt)
-        place = self._graph.initializers.index(constant)
-        del self._graph.initializers[place]
-        return Stored(constant, place, rebuilt)
+        self._graph.initializers.remove(constant)
+        return rebuilt
 
-    def restore(self, stored: Stored) -> None:
-        """Puts the dense constant back and removes what only its decoder used."""
-        self._model.replace_uses(stored.rebuilt, stored.constant)
-        self._graph.initializers.insert(stored.place, stored.constant)
-        self._remove(stored.rebuilt)
+    def restore(self, constant: Constant, rebuilt: Variable, place: int) -> None:
+        """Puts a constant back at its place and removes what only its decoder used."""
+        self._model.replace_uses(rebuilt, constant)
+        self._graph.initializers.insert(place, constant)
+        self._remove(rebuilt)
 
     def _emit(self, expression: Expression) -> Tensor:
         known = self._written.get(expression)
@@ -113,3 +100,37 @@ class Writer:
             self._graph.remove_node(node)
             pending.extend(operands)
         self._written = {e: made for e, made in self._written.items() if made not in gone}
+
+
+class Replacement:
+    """A weight stored in another form, which can be undone.
+
+    Args:
+        constant: the weight, a constant of the writer's graph.
+        root: its new form: a decoder, or a payload that says dense or sparse.
+        writer: of its graph.
+    """
+
+    def __init__(self, constant: Constant, root: Expression, writer: Writer) -> None:
+        self.constant = constant
+        self._root = root
+        self._writer = writer
+        self._payload = constant.payload
+        self._place = 0
+        self._rebuilt: Variable | None = None
+
+    def apply(self) -> None:
+        """Stores the weight in its new form."""
+        if isinstance(self._root, Step):
+            self._place = self._writer.place(self.constant)
+            self._rebuilt = self._writer.store(self.constant, self._root)
+        else:
+            self.constant.sparse = isinstance(self._root, Payload) and self._root.sparse
+
+    def undo(self) -> None:
+        """Puts it back as it was; exactly so if the latest replacement is undone first."""
+        if self._rebuilt is None:
+            self.constant.payload = self._payload
+        else:
+            self._writer.restore(self.constant, self._rebuilt, self._place)
+            self._rebuilt = None

@@ -26,7 +26,7 @@ from onnxslim_passes.storage.base import (
     varint_bytes,
 )
 from onnxslim_passes.storage.contents import Contents
-from onnxslim_passes.storage.writer import Writer, short_names
+from onnxslim_passes.storage.writer import Replacement, Writer, short_names
 
 Array = npt.NDArray[Any]
 
@@ -59,10 +59,7 @@ def plans(values: Array, site: Site) -> list[Plan]:
 
 def store(model: Model, plan: Plan) -> None:
     (constant,) = model.constants()
-    if isinstance(plan.root, Step):
-        Writer(model, model.graph, short_names()).store(constant, plan.root)
-    else:
-        constant.sparse = plan.root.sparse
+    Replacement(constant, plan.root, Writer(model, model.graph, short_names())).apply()
 
 
 def price(plan: Plan, site: Site) -> int:
