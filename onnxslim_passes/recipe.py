@@ -434,13 +434,7 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as TOML with the options that differ from defaults; `from_toml` reads it."""
-        tables = [
-            {
-                "name": pass_.name,
-                **{key: _toml_value(value) for key, value in pass_.changed_options().items()},
-            }
-            for pass_ in self.passes
-        ]
+        tables = [pass_.to_table() for pass_ in self.passes]
         document = {"name": self.name, "description": self.description, "pass": tables}
         return tomli_w.dumps(document)
 
@@ -453,19 +447,6 @@ def _pass_from_table(table: Any, where: str) -> Pass:
         return build_pass(table["name"], options)
     except UsageError as error:
         raise type(error)(f"{where}: {error}") from error
-
-
-def _toml_value(value: Any) -> Any:
-    """TOML has no null: None is the text "none", which `build_pass` understands."""
-    if value is None:
-        return "none"
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, tuple | list):
-        return [_toml_value(item) for item in value]
-    if isinstance(value, frozenset | set):
-        return sorted(value)
-    return value
 
 
 def ready_recipes() -> dict[str, str]:

@@ -13,9 +13,7 @@ from onnxslim_passes.runtime import Session
 
 __all__ = [
     "RANDOM",
-    "DataArgument",
     "JsonFlag",
-    "MetricArgument",
     "ModelPath",
     "check_output",
     "open_samples",
@@ -26,12 +24,6 @@ JsonFlag = Annotated[
     bool, Parameter(negative="", help="Print the result as JSON on stdout, and nothing else there.")
 ]
 ModelPath = Annotated[Path, Parameter(help="An ONNX model.")]
-DataArgument = Annotated[str | None, Parameter(help="Samples: .npz, folder or file.py:function.")]
-MetricArgument = Annotated[
-    str | None,
-    Parameter(help="A task metric: top1, mse, cosine... or file.py:function(session) -> float."),
-]
-
 RANDOM = "random"
 
 

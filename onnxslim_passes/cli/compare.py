@@ -25,7 +25,7 @@ from onnxslim_passes.report.terminal import (
     TerminalProgress,
     bytes_text,
     count_text,
-    db_text,
+    fidelity_table,
     print_json,
     result_console,
     seconds_text,
@@ -168,7 +168,9 @@ def _named(specs: dict[str, str]) -> str:
 def _view(result: Comparison) -> RenderableType:
     parts: list[RenderableType] = [_sizes_view(result)]
     if result.fidelity is not None:
-        parts.append(fidelity_table(result.fidelity))
+        title = f"B's outputs against A's on {result.fidelity.samples} samples"
+        outputs = [dataclasses.asdict(output) for output in result.fidelity.outputs]
+        parts += [Text(title, "bold"), fidelity_table(outputs)]
     else:
         hint = "Give --data for the error of the outputs and the latency."
         parts.append(Text(hint))
@@ -197,23 +199,6 @@ def _sizes_view(result: Comparison) -> RenderableType:
         listed.add_row(task.name, f"{task.before:.4g}", f"{task.after:.4g}", "")
     head = Text(f"A {result.paths[0]}\nB {result.paths[1]}", "bold")
     return Group(head, listed)
-
-
-def fidelity_table(fidelity: Fidelity) -> RenderableType:
-    """The error of each output."""
-    right = ["SQNR", "cosine", "max error", "agreement"]
-    listed = table("output", *right, right=right)
-    for output in fidelity.outputs:
-        agreement = "" if output.agreement is None else f"{output.agreement:.2%}"
-        listed.add_row(
-            Text(output.name),
-            db_text(output.sqnr_db),
-            f"{output.cosine:.5f}",
-            f"{output.max_error:.3g}",
-            agreement,
-        )
-    title = Text(f"B's outputs against A's on {fidelity.samples} samples", "bold")
-    return Group(title, listed)
 
 
 def _operators_view(result: Comparison) -> RenderableType:

@@ -15,11 +15,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from onnxslim_passes.cli.common import JsonFlag, ModelPath
-from onnxslim_passes.cli.manifest import MANIFEST_KEY
 from onnxslim_passes.cli.potential import potentials
 from onnxslim_passes.model import Constant, Model, Variable, Weight, load
 from onnxslim_passes.model.ir import dimension_value
 from onnxslim_passes.model.payload import ExternalPayload
+from onnxslim_passes.report.manifest import MANIFEST_KEY
 from onnxslim_passes.report.terminal import (
     bytes_text,
     count_text,
@@ -124,7 +124,7 @@ def _tensor_text(declared: Any) -> str:
 
 
 def _element_text(elem_type: int) -> str:
-    name = onnx.TensorProto.DataType.Name(elem_type).lower()
+    name = str(onnx.TensorProto.DataType.Name(elem_type)).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 

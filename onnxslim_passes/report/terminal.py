@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,15 +24,22 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from onnxslim_passes.report.records import Decision, PassRecord, Report, jsonable
+
 __all__ = [
     "TerminalProgress",
     "bytes_text",
     "count_text",
     "db_text",
-    "jsonable",
+    "fidelity_table",
+    "headline",
+    "pairs",
     "print_json",
+    "reason_lines",
+    "report_view",
     "result_console",
     "seconds_text",
+    "speed_text",
     "table",
     "times_text",
 ]
@@ -146,19 +153,6 @@ def pairs(items: Iterable[tuple[str, str]]) -> Table:
 # ---------------- JSON
 
 
-def jsonable(value: Any) -> Any:
-    """Plain data that JSON can hold; infinities and NaN become the text "inf", "-inf", "nan"."""
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        return [jsonable(item) for item in sorted(value)]
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
 def print_json(value: Any) -> None:
     """Prints a result as JSON on stdout."""
     json.dump(jsonable(value), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
@@ -210,3 +204,160 @@ class TerminalProgress:
                 self._bars.advance(bar)
         finally:
             self._bars.remove_task(bar)
+
+
+# ---------------- a report
+
+# More reasons than these go to `explain`; a person reads the first few.
+SHOWN_REASONS = 4
+
+_SAME_SPEED = 0.05
+
+
+def headline(report: Report, output: str) -> str:
+    """The result in one line: sizes, ratio, speed, fidelity.
+
+    Args:
+        report: of the run.
+        output: name of the file written.
+    """
+    before, after = report.before["file_bytes"], report.after["file_bytes"]
+    source = report.source or "model"
+    parts = [f"{source} {bytes_text(before)} -> {output} {bytes_text(after)}"]
+    parts[0] += f" ({times_text(report.ratio)})"
+    if report.latency:
+        parts.append(speed_text(report.latency["speedup"]))
+    if report.fidelity:
+        decibels = report.fidelity["sqnr_db"]
+        parts.append("identical outputs" if decibels == math.inf else f"{db_text(decibels)} SQNR")
+    if report.metric:
+        metric = report.metric
+        parts.append(f"{metric['name']} {metric['before']:.4g} -> {metric['after']:.4g}")
+    return ", ".join(parts)
+
+
+def speed_text(speedup: float) -> str:
+    """A ratio of latencies in plain words; slower is called slower."""
+    if speedup > 1 + _SAME_SPEED:
+        return f"{times_text(speedup)} faster"
+    if speedup < 1 - _SAME_SPEED:
+        return f"SLOWER than the original: {times_text(speedup)} of its speed"
+    return "same speed"
+
+
+def report_view(report: Report, output: str) -> RenderableType:
+    """The whole report for a person: headline, figures, passes, what was passed over, warnings."""
+    parts: list[RenderableType] = [Text(headline(report, output), "bold")]
+    parts += [Text(f"warning: {line}", "yellow") for line in report.warnings]
+    parts.append(_figures_view(report))
+    if report.fidelity:
+        parts.append(_fidelity_view(report))
+    parts += [_passes_view(report), *_passed_over_views(report), *_notes(report)]
+    return Group(*parts)
+
+
+def _figures_view(report: Report) -> RenderableType:
+    listed = table("", "original", "result", "ratio", right=["original", "result", "ratio"])
+    for label, key, text in (
+        ("file", "file_bytes", bytes_text),
+        ("file after zstd -19", "zstd_bytes", bytes_text),
+        ("parameters", "parameters", count_text),
+        ("non-zero parameters", "nonzero_parameters", count_text),
+        ("multiply-adds", "macs", count_text),
+    ):
+        before, after = report.before.get(key), report.after.get(key)
+        if before is not None and after is not None:
+            ratio = times_text(before / after) if after else ""
+            listed.add_row(label, text(before), text(after), ratio)
+    if report.latency:
+        figures = report.latency
+        times = seconds_text(figures["reference_s"]), seconds_text(figures["candidate_s"])
+        listed.add_row("latency, one thread", *times, times_text(figures["speedup"]))
+    if report.metric:
+        metric = report.metric
+        values = f"{metric['before']:.4g}", f"{metric['after']:.4g}"
+        listed.add_row(metric["name"], *values, f"drop {metric['drop']:.2g}")
+    return listed
+
+
+def _fidelity_view(report: Report) -> RenderableType:
+    title = Text(f"Outputs of the result against the original, {report.samples}", "bold")
+    return Group(title, fidelity_table(report.fidelity["outputs"]))
+
+
+def fidelity_table(outputs: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """The error of each output: ``name``, ``sqnr_db``, ``cosine``, ``max_error``, ``agreement``."""
+    right = ["SQNR", "cosine", "max error", "agreement"]
+    listed = table("output", *right, right=right)
+    for output in outputs:
+        agreement = output["agreement"]
+        listed.add_row(
+            Text(output["name"]),
+            db_text(output["sqnr_db"]),
+            f"{output['cosine']:.5f}",
+            f"{output['max_error']:.3g}",
+            "" if agreement is None else f"{agreement:.2%}",
+        )
+    return listed
+
+
+def _passes_view(report: Report) -> RenderableType:
+    right = ["changed", "before", "after", "time"]
+    columns = ["pass", *right]
+    each = any(record.fidelity for record in report.passes)
+    columns += ["SQNR so far"] if each else []
+    listed = table(*columns, right=[*right, "SQNR so far"])
+    for record in report.passes:
+        cells = [
+            _with_options(record),
+            f"{record.taken} of {len(record.decisions)}",
+            bytes_text(record.before_bytes),
+            bytes_text(record.after_bytes),
+            seconds_text(record.seconds),
+        ]
+        if each:
+            cells.append(db_text(record.fidelity["sqnr_db"]) if record.fidelity else "")
+        listed.add_row(*map(Text, cells))
+    return Group(Text("Passes", "bold"), listed)
+
+
+def _with_options(record: PassRecord) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in record.options.items())
+    return f"{record.name} ({options})" if options else record.name
+
+
+def _passed_over_views(report: Report) -> Iterator[RenderableType]:
+    """What each pass left alone and why, the commonest reasons first."""
+    lines = []
+    for record in report.passes:
+        left = [decision for decision in record.decisions if not decision.taken]
+        lines += [f"{record.name}: {text}" for text in reason_lines(left)]
+    if lines:
+        yield Text("Passed over, and why", "bold")
+        yield from (Text(f"  {line}") for line in lines)
+        yield Text()
+
+
+def reason_lines(decisions: Iterable[Decision], shown: int = SHOWN_REASONS) -> list[str]:
+    """Decisions counted by reason: ``"12: too small, e.g. conv1.bias"``."""
+    found: dict[str, list[str]] = {}
+    for decision in decisions:
+        found.setdefault(decision.reason, []).append(decision.where)
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    lines = []
+    for reason, places in ordered[:shown]:
+        example = f"e.g. {places[0]}" if len(places) > 1 else places[0]
+        lines.append(f"{len(places)}: {reason} ({example})")
+    rest = sum(len(places) for _, places in ordered[shown:])
+    if rest:
+        lines.append(f"{rest}: other reasons")
+    return lines
+
+
+def _notes(report: Report) -> Iterator[RenderableType]:
+    before, after = report.before, report.after
+    fewer = after["nonzero_parameters"] < 0.95 * before["nonzero_parameters"]
+    if fewer and before.get("macs") == after.get("macs"):
+        yield Text(
+            "Note: unstructured zeros shrink the file, not the time; ONNX Runtime multiplies them."
+        )

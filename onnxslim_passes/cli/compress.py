@@ -1,0 +1,244 @@
+"""`compress`: run passes, verify, measure, check the guards, save, and say what happened.
+
+Nothing is written before all checks have passed.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+from rich.text import Text
+
+from onnxslim_passes.calibration import Samples
+from onnxslim_passes.cli.common import (
+    RANDOM,
+    ModelPath,
+    check_output,
+    open_samples,
+)
+from onnxslim_passes.cli.guards import Guards, check_guards
+from onnxslim_passes.cli.task import TaskResult, open_task
+from onnxslim_passes.errors import UsageError
+from onnxslim_passes.evaluation import Metric
+from onnxslim_passes.model import Model, load
+from onnxslim_passes.pipeline import Pipeline
+from onnxslim_passes.recipe import Recipe, format_pass, parse_pass, ready_recipes
+from onnxslim_passes.report.records import Report
+from onnxslim_passes.report.terminal import (
+    TerminalProgress,
+    print_json,
+    report_view,
+    result_console,
+)
+from onnxslim_passes.runtime import Session, open_session
+
+__all__ = ["compress"]
+
+_WHAT = Group("What to do", sort_key=1)
+_DATA = Group("Data", sort_key=2)
+_OUTPUT = Group("Output", sort_key=0)
+
+
+@Parameter(name="*", group=_WHAT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class What:
+    """Which passes run.
+
+    Attributes:
+        recipe: A ready recipe (prune, codebook, int8, int8-dynamic, small) or a TOML file.
+        passes: One pass, such as prune-magnitude:sparsity=0.8,include=[conv*]; may be repeated.
+            With --recipe it replaces the recipe's pass of that name, or joins it at its stage.
+        target: The runtime the result is meant for.
+        seed: For everything random; one seed, the same bytes.
+        no_store: Leave out the lossless storage that is appended by default.
+        verify_each: Check and run the model after every pass, not only at the end.
+        reproducer: A folder for the model and the rest of the recipe if a pass fails.
+        dry_run: Check the arguments, the model and the data, print the passes, and stop.
+    """
+
+    recipe: str | None = None
+    passes: Annotated[tuple[str, ...], Parameter(name="--pass", negative="")] = ()
+    target: Literal["cpu"] = "cpu"
+    seed: int = 0
+    no_store: Annotated[bool, Parameter(negative="")] = False
+    verify_each: Annotated[bool, Parameter(negative="")] = False
+    reproducer: Path | None = None
+    dry_run: Annotated[bool, Parameter(negative="")] = False
+
+
+@Parameter(name="*", group=_DATA)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """What the model is run on.
+
+    Attributes:
+        calibration: Samples: .npz, folder or file.py:function. Passes and the measured error use
+            them. 'random' is for smoke tests only: the figures mean nothing.
+        evaluation: Held-out samples with labels, for --metric.
+        metric: A task metric: top1, mse, cosine... or file.py:function(session) -> float.
+    """
+
+    calibration: str | None = None
+    evaluation: str | None = None
+    metric: str | None = None
+
+
+@Parameter(name="*", group=_OUTPUT)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where results go.
+
+    Attributes:
+        output: The file to write; never the input itself. Not needed with --dry-run.
+        report: A .json file with every figure and decision.
+        json: Print the report as JSON on stdout, and nothing else there.
+    """
+
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], negative="")] = None
+    report: Annotated[Path | None, Parameter(negative="")] = None
+    json: Annotated[bool, Parameter(negative="")] = False
+
+
+_NOTHING_WHAT, _NO_DATA, _NO_GUARDS, _NO_OUTPUT = What(), Data(), Guards(), Output()
+
+
+def compress(
+    model: ModelPath,
+    /,
+    *,
+    output: Output = _NO_OUTPUT,
+    what: What = _NOTHING_WHAT,
+    data: Data = _NO_DATA,
+    guards: Guards = _NO_GUARDS,
+) -> None:
+    """Make a model smaller: run passes, verify, measure and save.
+
+    Every figure is measured on what ONNX Runtime runs. If a guard is not met, or anything fails, no
+    file is written or changed.
+    """
+    recipe = _recipe(what)
+    pipeline = Pipeline(
+        recipe.passes,
+        store=not what.no_store,
+        verify_each=what.verify_each,
+        reproducer=what.reproducer,
+    )
+    _check_usage(model, output, what, data, guards, pipeline)
+    loaded = load(model)
+    with open_session(model) as reference:
+        samples = _samples(data, what, reference)
+        metric = open_task(data.metric, data.evaluation, reference) if data.metric else None
+        if what.dry_run:
+            _print_plan(recipe, pipeline, as_json=output.json)
+            return
+        before = metric(reference) if metric is not None else float("nan")
+    with TerminalProgress() as progress:
+        result = pipeline.run(
+            loaded, samples=samples, target=what.target, seed=what.seed, progress=progress
+        )
+    report = result.report
+    task = None
+    if metric is not None:
+        task = _task(metric, before, result.model)
+        report = dataclasses.replace(report, metric=task.to_dict())
+    check_guards(guards, task=task, speedup=report.latency.get("speedup"), ratio=report.ratio)
+    assert output.output is not None  # checked with the usage; only a dry run goes without
+    _write(result.model, report, output.output, output.report)
+    _print(report, output.output, as_json=output.json)
+
+
+# ---------------- before the run
+
+
+def _recipe(what: What) -> Recipe:
+    """The passes that the command line names, in order."""
+    passes = [parse_pass(text) for text in what.passes]
+    if what.recipe is None and not passes:
+        raise UsageError(
+            "Say what to do: --recipe NAME (ready ones: "
+            f"{', '.join(ready_recipes())}), --recipe FILE.toml, or --pass NAME; "
+            "`onnxslim-passes passes` lists them."
+        )
+    if what.recipe is None:
+        return Recipe("command line", "", tuple(passes))
+    recipe = Recipe.open(what.recipe)
+    for pass_ in passes:
+        recipe = recipe.with_pass(pass_)
+    return recipe
+
+
+def _check_usage(
+    model: Path, output: Output, what: What, data: Data, guards: Guards, pipeline: Pipeline
+) -> None:
+    """Everything that can be refused before the model is read."""
+    guards.check_usage(metric=data.metric)
+    if data.evaluation is not None and data.metric is None:
+        raise UsageError("--evaluation is for a --metric, such as --metric top1; none is given")
+    if data.evaluation == RANDOM:
+        raise UsageError("--evaluation needs real samples with labels; random ones have none")
+    if what.dry_run and output.output is None and output.report is None:
+        return
+    if output.output is None:
+        raise UsageError("-o OUT is missing: where to write the result (or --dry-run)")
+    check_output(output.output, [model])
+    if output.report is not None:
+        if output.report.suffix.lower() != ".json":
+            raise UsageError(f"--report {output.report}: JSON only for now; name a .json file")
+        check_output(output.report, [model, output.output], "--report")
+    needy = [pass_.name for pass_ in pipeline.passes if pass_.needs_samples]
+    if needy and data.calibration is None:
+        raise UsageError(
+            f"{' and '.join(needy)} needs samples: give --calibration DATA (an .npz with an array "
+            "for each input, a folder of .npz or .npy, or file.py:function); for a smoke test "
+            "only, --calibration random"
+        )
+
+
+def _samples(data: Data, what: What, reference: Session) -> Samples | None:
+    if data.calibration is None:
+        return None
+    return open_samples(data.calibration, reference, seed=what.seed, option="--calibration")
+
+
+def _print_plan(recipe: Recipe, pipeline: Pipeline, *, as_json: bool) -> None:
+    steps = [format_pass(pass_) for pass_ in pipeline.passes]
+    if as_json:
+        print_json({"dry_run": True, "passes": steps, "recipe": recipe.to_toml()})
+        return
+    lines = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
+    text = "\n".join(["Arguments, model and data are in order. These passes would run:", *lines])
+    result_console().print(Text(text))
+
+
+# ---------------- after the run
+
+
+def _task(metric: Metric, before: float, model: Model) -> TaskResult:
+    with open_session(model) as candidate:
+        after = metric(candidate)
+    return TaskResult(metric.name, before, after, metric.higher_is_better)
+
+
+def _write(model: Model, report: Report, output: Path, report_path: Path | None) -> None:
+    """Both files or none: the report waits beside its place until the model is there."""
+    if report_path is None:
+        model.save(output)
+        return
+    waiting = report_path.with_name(f".{report_path.stem}.{os.getpid()}.json")
+    try:
+        report.save(waiting)
+        model.save(output)
+        waiting.replace(report_path)
+    finally:
+        waiting.unlink(missing_ok=True)
+
+
+def _print(report: Report, output: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"output": str(output), **report.to_dict()})
+        return
+    console = result_console()
+    console.print(report_view(report, output.name))
+    console.print(Text(f"Every decision: onnxslim-passes explain {output}"))

@@ -1,0 +1,55 @@
+import onnx
+import pytest
+
+
+def test_what_is_in_the_model_is_shown(run, model):
+    result = run("inspect", model)
+    assert result.code == 0
+    assert result.err == ""
+    assert "image: float32 (batch, 1, 8, 8)" in result.out
+    assert "scores: float32 (batch, 10)" in result.out
+    assert "Conv 1, Flatten 1, Gemm 1, Relu 1" in result.out
+    assert "head_weight" in result.out
+
+
+def test_json_holds_every_weight_with_its_consumers(run, model):
+    data = run("inspect", model, "--json").json
+    assert data["bytes"] == model.stat().st_size
+    assert data["parameters"] == 16 * 9 + 16 + 5760 + 10
+    weights = {weight["name"]: weight for weight in data["weights"]}
+    assert weights["head_weight"]["shape"] == [576, 10]
+    assert weights["head_weight"]["role"] == "weight"
+    assert weights["head_weight"]["used_by"] == [{"node": "head", "op": "Gemm"}]
+    assert weights["conv_bias"]["role"] == "bias"
+    assert sum(role["count"] for role in data["roles"]) == 4
+
+
+def test_every_pass_says_what_it_could_do(run, model):
+    from onnxslim_passes.passes import PASSES
+
+    passes = {row["name"]: row for row in run("inspect", model, "--json").json["passes"]}
+    assert set(passes) == set(PASSES)
+    assert all(row["could"] for row in passes.values())
+    assert "of 4 weights" in passes["prune-magnitude"]["could"]
+
+
+def test_top_limits_the_list_of_weights(run, model):
+    assert "conv_weight" not in run("inspect", model, "--top", "1").out
+    assert "conv_weight" in run("inspect", model, "--top", "0").out
+
+
+def test_external_data_counts_as_size(run, model, tmp_path):
+    outside = tmp_path / "outside.onnx"
+    proto = onnx.load(model)
+    onnx.save(proto, outside, save_as_external_data=True, location="w.bin", size_threshold=0)
+    data = run("inspect", outside, "--json").json
+    assert data["external_bytes"] == 4 * data["parameters"]
+    assert data["bytes"] > data["external_bytes"]
+
+
+@pytest.mark.long
+def test_every_real_model_is_inspected(run, shared_models):
+    for path in sorted(shared_models.glob("*/*.onnx")):
+        result = run("inspect", path)
+        assert result.code == 0, f"{path}: {result.err}"
+        assert result.err == ""
