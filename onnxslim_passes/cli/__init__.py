@@ -21,9 +21,9 @@ INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 _HELP = """\
 Make an ONNX model smaller, and see what it cost.
 
-Start with `onnxslim-passes inspect MODEL`, then try a ready recipe:
+Start with onnxslim-passes inspect MODEL, then try a ready recipe:
 
-    onnxslim-passes compress model.onnx -o small.onnx --recipe int8 --calibration samples.npz
+    onnxslim-passes compress model.onnx -o small.onnx --recipe codebook
 """
 
 _EPILOGUE = """\
@@ -35,8 +35,8 @@ _COMMANDS = {
     "inspect": "What is in a model, and what each pass could do to it.",
     "compress": "Make a model smaller: run passes, verify, measure and save.",
     "compare": "Compare two models: size, outputs, latency, task metric.",
-    "explain": "Why a node or weight of a compressed model was, or was not, compressed.",
-    "passes": "List the passes and ready recipes, or one pass with its options.",
+    "explain": "Why a weight or node was, or was not, compressed.",
+    "passes": "List passes and ready recipes, or one with its options.",
 }
 
 
@@ -44,7 +44,7 @@ def _app() -> App:
     app = App(
         name="onnxslim-passes",
         help=_HELP,
-        help_format="markdown",
+        help_format="plaintext",
         help_epilogue=_EPILOGUE,
         version=version("onnxslim-passes"),
         suppress_keyboard_interrupt=False,

@@ -13,6 +13,7 @@ from onnxslim_passes.runtime import Session
 
 __all__ = [
     "RANDOM",
+    "Flag",
     "JsonFlag",
     "ModelPath",
     "check_output",
@@ -20,8 +21,10 @@ __all__ = [
     "warn",
 ]
 
+# A switch that is off unless given: no --no-... twin, no default worth showing.
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 JsonFlag = Annotated[
-    bool, Parameter(negative="", help="Print the result as JSON on stdout, and nothing else there.")
+    Flag, Parameter(help="Print the result as JSON on stdout, and nothing else there.")
 ]
 ModelPath = Annotated[Path, Parameter(help="An ONNX model.")]
 RANDOM = "random"

@@ -14,6 +14,7 @@ from rich.text import Text
 from onnxslim_passes.calibration import Samples
 from onnxslim_passes.cli.common import (
     RANDOM,
+    Flag,
     ModelPath,
     check_output,
     open_samples,
@@ -48,8 +49,7 @@ class What:
 
     Attributes:
         recipe: A ready recipe (prune, codebook, int8, int8-dynamic, small) or a TOML file.
-        passes: One pass, such as prune-magnitude:sparsity=0.8,include=[conv*]; may be repeated.
-            With --recipe it replaces the recipe's pass of that name, or joins it at its stage.
+        passes: Passes as text.
         target: The runtime the result is meant for.
         seed: For everything random; one seed, the same bytes.
         no_store: Leave out the lossless storage that is appended by default.
@@ -59,13 +59,22 @@ class What:
     """
 
     recipe: str | None = None
-    passes: Annotated[tuple[str, ...], Parameter(name="--pass", negative="")] = ()
+    passes: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--pass",
+            negative="",
+            show_default=False,
+            help="One pass, such as prune-magnitude:sparsity=0.8,include=[conv*]; may be repeated. "
+            "With --recipe it replaces the recipe's pass of that name, or joins at its stage.",
+        ),
+    ] = ()
     target: Literal["cpu"] = "cpu"
     seed: int = 0
-    no_store: Annotated[bool, Parameter(negative="")] = False
-    verify_each: Annotated[bool, Parameter(negative="")] = False
+    no_store: Flag = False
+    verify_each: Flag = False
     reproducer: Path | None = None
-    dry_run: Annotated[bool, Parameter(negative="")] = False
+    dry_run: Flag = False
 
 
 @Parameter(name="*", group=_DATA)
@@ -74,13 +83,18 @@ class Data:
     """What the model is run on.
 
     Attributes:
-        calibration: Samples: .npz, folder or file.py:function. Passes and the measured error use
-            them. 'random' is for smoke tests only: the figures mean nothing.
+        calibration: Samples, or "random".
         evaluation: Held-out samples with labels, for --metric.
         metric: A task metric: top1, mse, cosine... or file.py:function(session) -> float.
     """
 
-    calibration: str | None = None
+    calibration: Annotated[
+        str | None,
+        Parameter(
+            help="Samples: .npz, folder or file.py:function. Passes and the measured error use "
+            "them. 'random' is for smoke tests only: its figures mean nothing."
+        ),
+    ] = None
     evaluation: str | None = None
     metric: str | None = None
 
@@ -98,7 +112,7 @@ class Output:
 
     output: Annotated[Path | None, Parameter(name=["--output", "-o"], negative="")] = None
     report: Annotated[Path | None, Parameter(negative="")] = None
-    json: Annotated[bool, Parameter(negative="")] = False
+    json: Flag = False
 
 
 _NOTHING_WHAT, _NO_DATA, _NO_GUARDS, _NO_OUTPUT = What(), Data(), Guards(), Output()

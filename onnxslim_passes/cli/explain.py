@@ -165,7 +165,7 @@ def _constants_behind(node: Node) -> set[str]:
 
 
 def _ancestors(tensor: Tensor) -> set[Tensor]:
-    """A tensor and all those it is computed from; none at all if they are too many for a decoder."""
+    """A tensor and all it is computed from; none if they are too many for a decoder."""
     pending, seen = [tensor], {tensor}
     while pending:
         item = pending.pop()
