@@ -1,0 +1,317 @@
+"""Puts Q/DQ pairs around chosen sites: activations from ranges, weights and biases as integers.
+
+A tensor that an integer kernel makes is quantized where it is made: its maker gets a new output,
+and the DequantizeLinear behind takes over the tensor itself, with its name and all its consumers,
+so that captured tensors and graph outputs keep working. A tensor that a float node makes is
+quantized for its integer consumers only; the others go on taking it as it is.
+
+Weights become int8 (or uint8) initializers behind a DequantizeLinear; biases int32 ones of scale
+``input scale * weight scale``, which ONNX Runtime demands, with weight scales raised where an
+int32 bias would come close to saturation.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxslim_passes.model import Constant, Graph, Model, Node, Variable
+from onnxslim_passes.numerics.affine import (
+    AffineGrid,
+    bias_scale,
+    choose_grid,
+    minimum_weight_scale,
+    quantize,
+    quantize_bias,
+    weight_grid,
+)
+from onnxslim_passes.passes.placement.sites import Site, Survey
+
+Array = npt.NDArray[Any]
+Ranges = Mapping[str, tuple[float, float]]
+"""Smallest and largest value of each tensor, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """The number formats.
+
+    Attributes:
+        activations: dtype of activations, asymmetric.
+        weights: dtype of weights, symmetric.
+        per_channel: a weight scale for each output channel where the operator has such an axis.
+        weight_levels: (lowest, highest) weight code in use; None for all.
+    """
+
+    activations: np.dtype[Any]
+    weights: np.dtype[Any]
+    per_channel: bool
+    weight_levels: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """What was put in, by name in the model.
+
+    Attributes:
+        makers: QuantizeLinear node behind an integer kernel -> the site that has to swallow it.
+        weights: integer initializer -> the sites that take it.
+    """
+
+    makers: dict[str, Site]
+    weights: dict[str, tuple[Site, ...]]
+
+
+def insert_pairs(
+    model: Model, found: Survey, chosen: Collection[str], ranges: Ranges, scheme: Scheme
+) -> Inserted:
+    """Quantizes the chosen sites of `found`, which was made from this very `model`, in place.
+
+    Args:
+        model: with opset 13 or newer, or 10 to 12 if no scale is per channel.
+        found: the sites.
+        chosen: keys of sites.
+        ranges: for every input and output of a chosen site.
+        scheme: the formats.
+    """
+    sites = [site for site in found.sites if site.key in chosen]
+    grids = activation_grids(sites, ranges, scheme)
+    weights = _insert_weights(model, sites, grids, scheme)
+    makers = _insert_activations(model.graph, sites, grids)
+    return Inserted(makers, weights)
+
+
+# ---------------- activations
+
+
+def activation_grids(
+    sites: Iterable[Site], ranges: Ranges, scheme: Scheme
+) -> dict[Variable, AffineGrid]:
+    """The grid of each tensor around the sites, which are in the order of the graph."""
+    grids: dict[Variable, AffineGrid] = {}
+
+    def grid(tensor: Variable) -> AffineGrid:
+        if tensor not in grids:
+            low, high = ranges[tensor.name]
+            grids[tensor] = choose_grid(low, high, scheme.activations)
+        return grids[tensor]
+
+    for site in _in_order(sites):
+        taken = [grid(tensor) for tensor in site.inputs]
+        if not site.integer_output:
+            continue
+        for tensor in site.outputs:
+            if site.rule is not None and site.rule.same_grid:
+                grids[tensor] = taken[0]
+            else:
+                grid(tensor)
+    return grids
+
+
+def _in_order(sites: Iterable[Site]) -> list[Site]:
+    """Makers before takers, whatever the order of the nodes in the file."""
+    waiting = list(sites)
+    makers = {tensor: site for site in waiting for tensor in site.outputs}
+    ordered: dict[Site, None] = {}
+    stack = waiting[::-1]
+    while stack:
+        site = stack[-1]
+        before = [
+            makers[tensor]
+            for tensor in site.inputs
+            if tensor in makers and makers[tensor] not in ordered
+        ]
+        if before and site not in ordered:
+            stack.extend(before)
+        else:
+            stack.pop()
+            ordered[site] = None
+    return list(ordered)
+
+
+class _ActivationConstants:
+    """Scale and zero point of each grid, stored once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._known: dict[int, tuple[Constant, Constant]] = {}
+
+    def of(self, grid: AffineGrid, name: str) -> tuple[Constant, Constant]:
+        if id(grid) not in self._known:
+            self._known[id(grid)] = (
+                self._graph.add_constant(f"{name}_scale", grid.scale),
+                self._graph.add_constant(f"{name}_zero_point", grid.zero_point),
+            )
+        return self._known[id(grid)]
+
+
+def _insert_activations(
+    graph: Graph, sites: list[Site], grids: Mapping[Variable, AffineGrid]
+) -> dict[str, Site]:
+    constants = _ActivationConstants(graph)
+    makers = {tensor: site for site in sites if site.integer_output for tensor in site.outputs}
+    takers: dict[Variable, list[Node]] = {}
+    for site in sites:
+        for tensor in site.inputs:
+            takers.setdefault(tensor, []).append(site.node)
+    swallowed = {}
+    for tensor in dict.fromkeys((*makers, *takers)):
+        parameters = constants.of(grids[tensor], tensor.name)
+        if tensor in makers:
+            quantizer = _quantize_where_made(graph, tensor, parameters)
+            swallowed[quantizer.name] = makers[tensor]
+        else:
+            _quantize_for(graph, tensor, takers[tensor], parameters)
+    return swallowed
+
+
+def _quantize_where_made(
+    graph: Graph, tensor: Variable, parameters: tuple[Constant, Constant]
+) -> Node:
+    """Maker -> new tensor -> Q -> DQ -> `tensor`."""
+    maker = tensor.inputs[0]
+    made = Variable(graph.fresh_name(f"{tensor.name}_float"))
+    made.dtype, made.shape = tensor.dtype, tensor.shape
+    index = next(index for index, output in enumerate(maker.outputs) if output is tensor)
+    maker.outputs[index] = made
+    quantizer = graph.add_node(
+        "QuantizeLinear", [made, *parameters], outputs=[f"{tensor.name}_quantized"]
+    )
+    graph.add_node("DequantizeLinear", [quantizer.outputs[0], *parameters], outputs=[tensor])
+    return quantizer
+
+
+def _quantize_for(
+    graph: Graph, tensor: Variable, takers: list[Node], parameters: tuple[Constant, Constant]
+) -> None:
+    """`tensor` -> Q -> DQ -> the takers; others keep `tensor`."""
+    quantizer = graph.add_node(
+        "QuantizeLinear", [tensor, *parameters], outputs=[f"{tensor.name}_quantized"]
+    )
+    restored = graph.add_node(
+        "DequantizeLinear",
+        [quantizer.outputs[0], *parameters],
+        outputs=[f"{tensor.name}_dequantized"],
+    ).outputs[0]
+    for node in dict.fromkeys(takers):
+        for index, taken in enumerate(node.inputs):
+            if taken is tensor:
+                node.inputs[index] = restored
+
+
+# ---------------- weights and biases
+
+
+def _insert_weights(
+    model: Model, sites: list[Site], grids: Mapping[Variable, AffineGrid], scheme: Scheme
+) -> dict[str, tuple[Site, ...]]:
+    shared: dict[Constant, list[Site]] = {}
+    for site in sites:
+        if site.weight is not None:
+            shared.setdefault(site.weight, []).append(site)
+    inserted = {}
+    for constant, users in shared.items():
+        axes = {site.axis for site in users}
+        axis = axes.pop() if scheme.per_channel and len(axes) == 1 else None
+        values = constant.values * _gain(users[0].node)
+        grid = _grid_for_biases(values, axis, users, grids, scheme)
+        codes = _weight_codes(model.graph, constant.name, values, grid, users)
+        inserted[codes.name] = tuple(users)
+        for site in users:
+            _insert_bias(model.graph, site, grids[site.inputs[0]], grid)
+    model.remove_unused()
+    return inserted
+
+
+def _gain(node: Node) -> np.float32:
+    """Gemm's alpha, which goes into the weight: the runtime's integer kernel wants 1."""
+    return np.float32(node.attr("alpha", 1.0) if node.op == "Gemm" else 1.0)
+
+
+def _bias_values(site: Site, channels: int) -> Array | None:
+    """The bias of a site, float32, shape (channels,), Gemm's beta included."""
+    if site.bias is None:
+        return None
+    beta = np.float32(site.node.attr("beta", 1.0) if site.node.op == "Gemm" else 1.0)
+    return np.broadcast_to(site.bias.values.reshape(-1) * beta, (channels,))
+
+
+def _grid_for_biases(
+    values: Array,
+    axis: int | None,
+    users: list[Site],
+    grids: Mapping[Variable, AffineGrid],
+    scheme: Scheme,
+) -> AffineGrid:
+    """The weights' grid, with scales raised until no bias of a user saturates."""
+    grid = weight_grid(values, scheme.weights, axis, levels=scheme.weight_levels)
+    scale = grid.scale
+    for site in users:
+        bias = _bias_values(site, _channels(site, values))
+        if bias is not None:
+            least = minimum_weight_scale(bias, float(grids[site.inputs[0]].scale))
+            scale = np.maximum(scale, least if axis is not None else least.max())
+    return AffineGrid(
+        scale=np.asarray(scale, np.float32),
+        zero_point=grid.zero_point,
+        dtype=grid.dtype,
+        axis=grid.axis,
+        qmin=grid.qmin,
+        qmax=grid.qmax,
+    )
+
+
+def _channels(site: Site, values: Array) -> int:
+    """How many output channels a site has."""
+    if site.node.op == "ConvTranspose":
+        return int(values.shape[1] * site.node.attr("group", 1))
+    return int(values.shape[-1 if site.axis is None else site.axis])
+
+
+def _weight_codes(
+    graph: Graph, name: str, values: Array, grid: AffineGrid, users: list[Site]
+) -> Constant:
+    """Stores the codes once, with one DequantizeLinear for each user."""
+    codes = graph.add_constant(f"{name}_quantized", quantize(values, grid))
+    parameters = (
+        graph.add_constant(f"{name}_scale", grid.scale),
+        graph.add_constant(f"{name}_zero_point", grid.zero_point),
+    )
+    attrs = {} if grid.axis is None else {"axis": grid.axis}
+    for site in users:
+        restored = graph.add_node(
+            "DequantizeLinear",
+            [codes, *parameters],
+            outputs=[f"{name}_dequantized"],
+            attrs=dict(attrs),
+        )
+        site.node.inputs[1] = restored.outputs[0]
+    return codes
+
+
+def _insert_bias(graph: Graph, site: Site, data: AffineGrid, weight: AffineGrid) -> None:
+    """The bias as int32, where the runtime takes it; a MatMul's stays float behind 3-D data."""
+    owner = site.bias_add or site.node
+    if site.node.op == "Gemm":
+        site.node.attrs.pop("alpha", None)
+        site.node.attrs.pop("beta", None)
+    if site.bias is None or (site.bias_add is not None and not site.rank_two):
+        return
+    channels = _channels(site, np.empty(site.weight.shape if site.weight else ()))
+    values = _bias_values(site, channels)
+    assert values is not None  # `site.bias` is set
+    scale = bias_scale(data.scale, weight.scale)
+    codes = quantize_bias(values, float(data.scale), weight.scale)
+    hint = site.bias.name
+    inputs = [
+        graph.add_constant(f"{hint}_quantized", codes),
+        graph.add_constant(f"{hint}_scale", scale),
+    ]
+    attrs = {"axis": 0} if scale.ndim else {}
+    restored = graph.add_node(
+        "DequantizeLinear", inputs, outputs=[f"{hint}_dequantized"], attrs=attrs
+    )
+    index = next(i for i, tensor in enumerate(owner.inputs) if tensor is site.bias)
+    owner.inputs[index] = restored.outputs[0]

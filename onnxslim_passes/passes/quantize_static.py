@@ -1,0 +1,250 @@
+"""`quantize-static`: integer weights and activations, with ranges from calibration samples."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import onnx
+from pydantic import Field
+
+from onnxslim_passes.calibration.run import TensorRange, collect_ranges
+from onnxslim_passes.errors import SamplesError, UnsupportedModelError
+from onnxslim_passes.model import Model, Variable
+from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.placement import (
+    CPU,
+    Inserted,
+    Ranges,
+    Scheme,
+    Site,
+    Survey,
+    border_decisions,
+    choose,
+    estimate,
+    insert_pairs,
+    survey,
+    unfused_sites,
+    without_flat_ends,
+)
+from onnxslim_passes.passes.selection import Selection
+from onnxslim_passes.runtime import optimized_graph
+
+# The runtime either fuses a site or not; what a removed neighbour changes shows in the next round.
+_ROUNDS = 5
+
+_PER_CHANNEL_OPSET = 13  # DequantizeLinear's `axis`
+_PER_TENSOR_OPSET = 10  # the first with QuantizeLinear
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """Which sites run on integers, and what the runtime said.
+
+    Attributes:
+        chosen: keys of sites.
+        unfused: keys of sites that were tried and that the runtime left in float.
+        optimized: the runtime's graph with the chosen sites.
+    """
+
+    chosen: frozenset[str]
+    unfused: frozenset[str]
+    optimized: onnx.GraphProto | None
+
+
+@pass_options
+class QuantizeStatic(Selection, Pass):
+    """Runs convolutions and matrix products, and what lies between, on 8-bit integers."""
+
+    name: ClassVar[str] = "quantize-static"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
+    summary: ClassVar[str] = "8-bit weights and activations, ranges from calibration samples"
+    references: ClassVar[tuple[str, ...]] = (
+        "Jacob et al., Quantization and Training of Neural Networks for Efficient "
+        "Integer-Arithmetic-Only Inference, CVPR 2018",
+        "Nagel et al., A White Paper on Neural Network Quantization, arXiv:2106.08295",
+    )
+    needs_samples: ClassVar[bool] = True
+
+    activations: Annotated[
+        Literal["uint8", "int8"], Field(description="type of activations, asymmetric")
+    ] = "uint8"
+    weights: Annotated[
+        Literal["int8", "uint8"],
+        Field(description="type of weights, symmetric; on x86 int8 is 2x as fast as uint8"),
+    ] = "int8"
+    per_channel: Annotated[
+        bool, Field(description="a weight scale for each output channel, not one for the tensor")
+    ] = True
+    reduce_range: Annotated[
+        bool,
+        Field(
+            description="7-bit weights, for CPUs without int8 dot products (VNNI), whose 16-bit "
+            "sums saturate otherwise"
+        ),
+    ] = False
+    placement: Annotated[
+        Literal["pays", "everywhere"],
+        Field(description="quantize where the runtime gains time, or all nodes with weights"),
+    ] = "pays"
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Inserts Q/DQ pairs; see `docs/passes/quantize-static.md`."""
+        self.check(model)
+        work, converted = self._at_opset(model)
+        found = survey(work, self.verdict)
+        if not found.sites:
+            return PassResult(changed=False, decisions=found.refusals)
+        ranges = self._calibrate(work, found, context)
+        placed = self._place(work, found, ranges, context)
+        decisions = self._decisions(found, placed, ranges, context)
+        if placed.chosen:
+            if converted:
+                model.convert_opset(work.opset)
+            self._insert(model, placed.chosen, ranges, context)
+        return PassResult(changed=bool(placed.chosen), decisions=(*found.refusals, *decisions))
+
+    def _at_opset(self, model: Model) -> tuple[Model, bool]:
+        """The model, or a copy with an opset in which the pairs can be written."""
+        needed = _PER_CHANNEL_OPSET if self.per_channel else _PER_TENSOR_OPSET
+        if model.opset >= needed:
+            return model, False
+        work = model.copy()
+        try:
+            work.convert_opset(needed)
+        except UnsupportedModelError as error:
+            hint = " per_channel=false needs opset 10 only." if self.per_channel else ""
+            raise UnsupportedModelError(f"quantize-static: {error}{hint}") from error
+        return work, True
+
+    def _scheme(self, context: Context) -> Scheme:
+        narrow = self.reduce_range or context.target == "cpu-no-vnni"
+        middle = 128 if self.weights == "uint8" else 0
+        return Scheme(
+            activations=np.dtype(self.activations),
+            weights=np.dtype(self.weights),
+            per_channel=self.per_channel,
+            weight_levels=(middle - 64, middle + 63) if narrow else None,
+        )
+
+    def _calibrate(self, work: Model, found: Survey, context: Context) -> dict[str, TensorRange]:
+        if context.samples is None:
+            raise SamplesError(
+                "quantize-static needs calibration samples to find the ranges of activations; "
+                "give --calibration DATA, or use quantize-dynamic, which needs none."
+            )
+        tensors: dict[Variable, None] = {}
+        for site in found.sites:
+            tensors.update(dict.fromkeys((*site.inputs, *site.outputs)))
+        return collect_ranges(work, list(tensors), context.samples, progress=context.progress)
+
+    # ---- choice
+
+    def _place(
+        self, work: Model, found: Survey, ranges: Mapping[str, TensorRange], context: Context
+    ) -> _Placement:
+        """Chooses, builds, asks the runtime, and gives up what it did not fuse."""
+        empty = {site.key for site in found.sites if _unseen(site, ranges)}
+        forced: set[str] = set()
+        if self.placement == "everywhere":
+            forced = {site.key for site in found.sites if site.weight is not None} - empty
+        elements = _elements(ranges, context)
+        unfused: set[str] = set()
+        for _ in range(_ROUNDS):
+            chosen = choose(found, elements, CPU, integer=forced, floating=empty | unfused - forced)
+            if not chosen:
+                return _Placement(frozenset(), frozenset(unfused), None)
+            trial = work.copy()
+            inserted = self._insert(trial, chosen, ranges, context)
+            optimized = optimized_graph(trial, weights=False).graph
+            failed = {site.key for site in unfused_sites(optimized, inserted)}
+            unfused |= failed
+            if not failed - forced:
+                break
+        return _Placement(frozenset(chosen), frozenset(unfused), optimized)
+
+    def _insert(
+        self,
+        model: Model,
+        chosen: Collection[str],
+        ranges: Mapping[str, TensorRange],
+        context: Context,
+    ) -> Inserted:
+        limits: Ranges = {name: (known.lo, known.hi) for name, known in ranges.items()}
+        found = survey(model, self.verdict)
+        made = [t for s in found.sites if s.key in chosen and s.integer_output for t in s.outputs]
+        limits = without_flat_ends(model, made, limits)
+        return insert_pairs(model, found, chosen, limits, self._scheme(context))
+
+    # ---- what is said
+
+    def _decisions(
+        self,
+        found: Survey,
+        placed: _Placement,
+        ranges: Mapping[str, TensorRange],
+        context: Context,
+    ) -> list[Decision]:
+        """One for each site, and one for each conversion that the runtime still executes."""
+        elements = _elements(ranges, context)
+        decisions = [_decision(site, placed, elements, self) for site in found.sites]
+        if placed.optimized is not None:
+            decisions.extend(border_decisions(placed.optimized))
+        return decisions
+
+
+def _unseen(site: Site, ranges: Mapping[str, TensorRange]) -> bool:
+    """Whether a tensor of a site was empty in every run, so that it has no range."""
+    return any(ranges[tensor.name].seen == 0 for tensor in (*site.inputs, *site.outputs))
+
+
+def _elements(ranges: Mapping[str, TensorRange], context: Context) -> dict[str, float]:
+    """Elements of each tensor in an average run of the model."""
+    runs = (context.samples.feed_count if context.samples is not None else None) or 1
+    return {name: known.seen / runs for name, known in ranges.items()}
+
+
+def _decision(
+    site: Site, placed: _Placement, elements: Mapping[str, float], options: QuantizeStatic
+) -> Decision:
+    cost = estimate(site, elements, CPU)
+    figures = {
+        "estimated_float_us": round(cost.floating / 1e3, 2),
+        "estimated_integer_us": round(cost.integer / 1e3, 2),
+    }
+    taken = site.key in placed.chosen
+    if site.weight is not None:
+        figures["weights"] = site.weight.size
+    return Decision(
+        where=site.where,
+        taken=taken,
+        reason=_reason(site, placed, elements, options),
+        figures=figures,
+    )
+
+
+def _reason(
+    site: Site, placed: _Placement, elements: Mapping[str, float], options: QuantizeStatic
+) -> str:
+    if site.key in placed.chosen:
+        formats = f"{options.activations} activations"
+        if site.weight is not None:
+            scales = (
+                "per channel" if options.per_channel and site.axis is not None else "per tensor"
+            )
+            formats = f"{options.weights} weights {scales}, {formats}"
+        if site.key in placed.unfused:
+            return f"{formats}; ONNX Runtime does not fuse it on this CPU and converts to float"
+        return f"{formats}; fused by ONNX Runtime"
+    if site.key in placed.unfused:
+        return "ONNX Runtime did not fuse its Q/DQ pairs, so that they were taken out again"
+    if not all(elements[tensor.name] for tensor in (*site.inputs, *site.outputs)):
+        return "a tensor around it was empty in every calibration run"
+    if site.node.op == "ConvTranspose":
+        return "ONNX Runtime has no integer kernel for ConvTranspose on CPU"
+    if site.weight is None:
+        return "float is estimated to be as fast, and exact"
+    return (
+        "float is estimated to be faster than integers with their conversions; "
+        "placement=everywhere quantizes it all the same"
+    )
