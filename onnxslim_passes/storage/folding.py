@@ -92,7 +92,7 @@ def settle(model: Model, replacements: Sequence[Replacement]) -> dict[Replacemen
     if not _matches(model, dense):
         _undo(kept)
         culprits += kept
-    reason = "with it stored, ONNX Runtime would run other operators"
+    reason = "with it stored, ONNX Runtime would run other operators or constants"
     return rejected | dict.fromkeys(culprits, reason)
 
 
