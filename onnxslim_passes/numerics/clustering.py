@@ -135,8 +135,7 @@ def weighted_histogram(values: FloatArray, bins: int = HISTOGRAM_BINS) -> Histog
     Raises:
         ValueError: NaN or infinity with its position, or `bins` < 16.
     """
-    if bins < 16:
-        raise ValueError(f"bins is {bins}; expected at least 16")
+    _check_bins(bins)
     check_finite(values)
     return _histogram(values.reshape(-1), bins)
 
@@ -173,6 +172,7 @@ def kmeans_1d(
         raise ValueError(f"clusters is {clusters}; expected 2 to {MAX_CLUSTERS}")
     if init not in ("linear", "density", "kmeans++"):
         raise ValueError(f"init is {init!r}; expected 'linear', 'density' or 'kmeans++'")
+    _check_bins(bins)
     check_finite(values)
     if axis is None:
         rows = values.reshape(1, -1)
@@ -243,6 +243,11 @@ def _distinct_counts_of_patterns(
     return found[order], counts[patterns][order]
 
 
+def _check_bins(bins: int) -> None:
+    if bins < 16:
+        raise ValueError(f"bins is {bins}; expected at least 16")
+
+
 def _histogram(flat: npt.NDArray[Any], bins: int) -> Histogram:
     counted = _distinct_counts(flat, bins)
     if counted is not None:
@@ -303,7 +308,8 @@ def _uniform_bins(
     for block in blocks(flat):
         wide = block.astype(np.float64)
         if exponent:
-            wide = np.ldexp(wide, -exponent)
+            with np.errstate(over="ignore"):  # of values outside
+                wide = np.ldexp(wide, -exponent)
         if (outside := (wide < low) | (wide > high)).any():
             below.append(block[wide < low])
             above.append(block[wide > high])
@@ -486,11 +492,14 @@ def _lloyd(rows: _Rows, centroids: Floats, pins: Floats) -> Floats:
     tolerance = np.full(len(centroids), _COARSE)
     for _ in range(_MAX_STEPS):
         current, pin = settled[active], pins[active][:, None]
-        weight, first, second = rows.moments(active, rows.edges(active, current))
+        edges = rows.edges(active, current)
+        weight, first, second = rows.moments(active, edges)
         means = np.divide(first, weight, out=current.copy(), where=weight > 0)
         following = np.where(current == pin, pin, means)
         gain = np.sum(weight * ((means - current) ** 2 - (means - following) ** 2), axis=1)
         errors = np.maximum(second - 2 * following * first + following**2 * weight, 0)
+        # A lone far outlier: the difference of its huge squares is noise above all other errors.
+        errors[(np.diff(edges, axis=1) == 1) & (following == means)] = 0
         distortion = errors.sum(axis=1)
         settled[active] = following
         resting = gain <= tolerance[active] * distortion
@@ -551,16 +560,19 @@ def _merge_costs(w: Floats, v: Floats, x: Floats, y: Floats) -> Floats:
 
 
 def _exchanges(gains: Floats, costs: Floats) -> list[tuple[int, int]]:
-    """Pairs (k, j) of one row: merge clusters k and k + 1, split cluster j; none is used twice."""
-    cheap, dear = np.argsort(costs, kind="stable"), np.argsort(-gains, kind="stable")
+    """Pairs (k, j) of one row: merge clusters k and k + 1, split cluster j; none is used twice.
+
+    The split that gains most has the first choice among the merges.
+    """
+    cheap = np.argsort(costs, kind="stable").tolist()
     used: set[int] = set()
     pairs: list[tuple[int, int]] = []
-    splits = iter(dear.tolist())
-    for k in cheap.tolist():
-        if k in used or k + 1 in used:
+    for j in np.argsort(-gains, kind="stable").tolist():
+        if j in used:
             continue
-        j = next((j for j in splits if j not in used and j not in (k, k + 1)), None)
-        if j is None or gains[j] <= costs[k]:
+        cheap = [k for k in cheap if k not in used and k + 1 not in used]
+        k = next((k for k in cheap if k not in (j, j - 1)), None)
+        if k is None or gains[j] <= costs[k]:
             break
         used.update((k, k + 1, j))
         pairs.append((k, j))
