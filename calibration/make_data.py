@@ -37,8 +37,8 @@ def write_waves(folder: Path, count: int = 12) -> None:
 def main() -> None:
     """Writes all files."""
     train, test = digits()
-    np.savez_compressed(HERE / "digits.npz", **train)
-    np.savez_compressed(HERE / "digits_test.npz", **test)
+    for name, part in (("digits.npz", train), ("digits_test.npz", test)):
+        np.savez_compressed(HERE / name, image=part["image"], labels=part["labels"])
     write_waves(HERE / "waves")
 
 

@@ -42,7 +42,8 @@ def names() -> list[str]:
 
 def expected(name: str) -> dict[str, Any]:
     """What expected.json of a network says."""
-    return json.loads((HERE / name / "expected.json").read_text(encoding="utf-8"))
+    about: dict[str, Any] = json.loads((HERE / name / "expected.json").read_text(encoding="utf-8"))
+    return about
 
 
 def data(spec: str) -> Samples:
