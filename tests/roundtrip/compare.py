@@ -124,15 +124,16 @@ def sparse_value(sparse: onnx.SparseTensorProto) -> Value:
     return Value(sparse.values.data_type, tuple(sparse.dims), dense.tobytes())
 
 
-def constant_value(node: onnx.NodeProto) -> Value | None:
-    """What a `Constant` node yields; None for another operator or an attribute reference."""
-    if node.op_type != "Constant" or _domain(node.domain) or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    if attribute.ref_attr_name:
-        return None
+def makes_constant(node: onnx.NodeProto) -> bool:
+    """Whether this is a `Constant` node with a value of its own, not one that a caller gives."""
+    constant = node.op_type == "Constant" and not _domain(node.domain) and len(node.attribute) == 1
+    return constant and not node.attribute[0].ref_attr_name
+
+
+def _attribute_value(attribute: AttributeProto, folder: Path | None) -> Value:
+    """What the one attribute of a `Constant` node says."""
     if attribute.name == "value":
-        return tensor_value(attribute.t)
+        return tensor_value(attribute.t, folder)
     if attribute.name == "sparse_value":
         return sparse_value(attribute.sparse_tensor)
     return _listed_value(attribute)
@@ -217,6 +218,9 @@ class _Comparison:
             self.values(sparse_value(a), sparse_value(b), path)
         elif kind == "onnx.GraphProto":
             self.graph(a, b, path)
+        elif kind == "onnx.NodeProto" and makes_constant(a) and makes_constant(b):
+            self.fields(a, b, path, skip={"attribute"})
+            self.constant_attributes(a.attribute[0], b.attribute[0], path)
         elif kind == "onnx.FunctionProto":
             outer, self.lift = self.lift, False
             self.fields(a, b, path)
@@ -244,8 +248,16 @@ class _Comparison:
             self.repeated(x, y, KEYED.get(described.full_name), path)
         elif a.HasField(described.name) != b.HasField(described.name):
             self.note(path, _presence(a, described.name), _presence(b, described.name))
-        else:
+        elif a.HasField(described.name):
             self.message(x, y, path)
+
+    def constant_attributes(self, a: AttributeProto, b: AttributeProto, path: str) -> None:
+        """What two Constant nodes yield, however it is spelt; the names inside where both have."""
+        if a.name == b.name:
+            self.message(a, b, f"{path}.attribute[{a.name}]")
+        else:
+            expected = _attribute_value(a, self.expected_folder)
+            self.values(expected, _attribute_value(b, self.got_folder), path)
 
     def scalar(self, x: Any, y: Any, path: str) -> None:
         """Numbers and strings, or lists of them; NaN equals NaN, 0.0 differs from -0.0."""
@@ -293,7 +305,7 @@ class _Comparison:
         self.fields(a, b, path, skip=PAYLOAD)
         self.values(tensor_value(a, self.expected_folder), tensor_value(b, self.got_folder), path)
 
-    def values(self, a: Value | None, b: Value | None, path: str) -> None:
+    def values(self, a: Value, b: Value, path: str) -> None:
         if a != b:
             self.differences.append(Difference(f"{path} value", str(a), str(b)))
 
@@ -318,7 +330,7 @@ class _Comparison:
         nodes = []
         for node in graph.node:
             liftable = self.lift and node.output[:1] and node.output[0] not in outputs
-            if liftable and constant_value(node) is not None:
+            if liftable and makes_constant(node):
                 constants.append((node.output[0], node))
             else:
                 nodes.append(node)
@@ -338,12 +350,12 @@ class _Comparison:
             self.fields(described, other, path, skip=PAYLOAD)
 
 
-def _any_value(constant: Any, folder: Path | None) -> Value | None:
+def _any_value(constant: Any, folder: Path | None) -> Value:
     if isinstance(constant, TensorProto):
         return tensor_value(constant, folder)
     if isinstance(constant, onnx.SparseTensorProto):
         return sparse_value(constant)
-    return constant_value(constant)
+    return _attribute_value(constant.attribute[0], folder)
 
 
 def _presence(message: Any, name: str) -> str:

@@ -721,6 +721,14 @@ def body_captures_value() -> ModelProto:
 
 
 @zoo
+def body_declares_captured() -> ModelProto:
+    """A `value_info` in the body about a tensor outside of it."""
+    then_body = body("Neg v -> t", "t")
+    then_body.value_info.append(value("v"))
+    return conditional(then_body, body("Relu v -> e", "e"), before=[node("Exp", "x", "v")])
+
+
+@zoo
 def body_captures_value_defined_later() -> ModelProto:
     proto = conditional(body("Neg v -> t", "t"), body("Relu v -> e", "e"))
     proto.graph.node.append(node("Exp", "x", "v"))
@@ -1063,6 +1071,15 @@ def function_with_weight() -> ModelProto:
     known = node("Constant", "", "k", name="weight", value=constant("", W))
     made = function("f", [known, node("MatMul", "a k", "b")])
     return with_functions([call("f", "x", "t"), call("f", "t", "y")], made)
+
+
+@zoo
+def function_constant_lists() -> ModelProto:
+    """Constant nodes in a function that say their values in other ways than a tensor."""
+    floats = node("Constant", "", "k", value_floats=[1.0, 2.0])
+    number = node("Constant", "", "n", value_int=1)
+    nodes = [floats, number, node("Add", "a k", "t"), node("CumSum", "t n", "b")]
+    return with_functions([call("f", "x", "y")], function("f", nodes))
 
 
 @zoo
