@@ -29,6 +29,7 @@ from onnxslim_passes.report.terminal import (
     print_json,
     result_console,
     seconds_text,
+    section,
     table,
     times_text,
 )
@@ -170,10 +171,10 @@ def _view(result: Comparison) -> RenderableType:
     if result.fidelity is not None:
         title = f"B's outputs against A's on {result.fidelity.samples} samples"
         outputs = [dataclasses.asdict(output) for output in result.fidelity.outputs]
-        parts += [Text(title, "bold"), fidelity_table(outputs)]
+        parts.append(section(title, fidelity_table(outputs)))
     else:
         hint = "Give --data for the error of the outputs and the latency."
-        parts.append(Text(hint))
+        parts += [Text(hint), Text()]
     return Group(*parts, _operators_view(result))
 
 
@@ -197,8 +198,8 @@ def _sizes_view(result: Comparison) -> RenderableType:
     if result.task is not None:
         task = result.task
         listed.add_row(task.name, f"{task.before:.4g}", f"{task.after:.4g}", "")
-    head = Text(f"A {result.paths[0]}\nB {result.paths[1]}", "bold")
-    return Group(head, listed)
+    head = Text(f"A {result.paths[0]}\nB {result.paths[1]}")
+    return Group(head, Text(), listed, Text())
 
 
 def _operators_view(result: Comparison) -> RenderableType:
@@ -209,4 +210,4 @@ def _operators_view(result: Comparison) -> RenderableType:
         return Text("Both have the same operators.")
     for op in differing:
         listed.add_row(op, str(ours[op]), str(theirs[op]))
-    return Group(Text("Operators whose number differs", "bold"), listed)
+    return section("Operators whose number differs", listed)

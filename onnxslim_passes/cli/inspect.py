@@ -26,6 +26,7 @@ from onnxslim_passes.report.terminal import (
     pairs,
     print_json,
     result_console,
+    section,
     table,
 )
 
@@ -202,13 +203,13 @@ def _roles(model: Model, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]
 
 def _view(data: dict[str, Any], top: int) -> RenderableType:
     parts: list[RenderableType] = [_head_view(data), Text()]
-    parts += [_operators_view(data), Text()]
+    parts.append(_operators_view(data))
     listed = table("role", "tensors", "elements", "bytes", right=["tensors", "elements", "bytes"])
     for row in data["roles"]:
         listed.add_row(
             row["role"], str(row["count"]), count_text(row["elements"]), bytes_text(row["bytes"])
         )
-    parts += [Text("Constants by role", "bold"), listed, _weights_view(data, top)]
+    parts += [section("Constants by role", listed), _weights_view(data, top)]
     return Group(*parts, _passes_view(data))
 
 
@@ -243,7 +244,7 @@ def _head_view(data: dict[str, Any]) -> RenderableType:
 def _operators_view(data: dict[str, Any]) -> RenderableType:
     total = sum(row["count"] for row in data["operators"])
     counts = ", ".join(f"{row['op']} {row['count']}" for row in data["operators"])
-    return Group(Text(f"Operators: {total} nodes", "bold"), Text(counts))
+    return section(f"Operators: {total} nodes", Text(counts))
 
 
 def _weights_view(data: dict[str, Any], top: int) -> RenderableType:
@@ -270,8 +271,7 @@ def _weights_view(data: dict[str, Any], top: int) -> RenderableType:
         listed.add_row(*(cells[column] for column in columns))
     kind = f", all {kinds.pop()}" if len(kinds) == 1 else ""
     hint = f"; --top 0 lists all {len(rows)}" if len(shown) < len(rows) else ""
-    title = Text(f"Largest weights: {len(shown)} of {len(rows)}{kind}{hint}", "bold")
-    return Group(title, listed)
+    return section(f"Largest weights: {len(shown)} of {len(rows)}{kind}{hint}", listed)
 
 
 def _few_values(row: dict[str, Any]) -> bool:
@@ -291,5 +291,4 @@ def _passes_view(data: dict[str, Any]) -> RenderableType:
     for row in data["passes"]:
         touched = bytes_text(row["bytes"]) if row["bytes"] else ""
         listed.add_row(row["name"], Text(row["could"]), touched, Text(row["note"]))
-    title = Text("What each pass could do, with its default options", "bold")
-    return Group(title, listed)
+    return section("What each pass could do, with its default options", listed)

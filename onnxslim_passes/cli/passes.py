@@ -12,7 +12,13 @@ from onnxslim_passes.errors import unknown_name
 from onnxslim_passes.passes import PASSES
 from onnxslim_passes.passes.base import Pass
 from onnxslim_passes.recipe import Recipe, format_option, format_pass, options_of, ready_recipes
-from onnxslim_passes.report.terminal import pairs, print_json, result_console, table
+from onnxslim_passes.report.terminal import (
+    pairs,
+    print_json,
+    result_console,
+    section,
+    table,
+)
 
 __all__ = ["passes"]
 
@@ -42,12 +48,12 @@ def passes(
 def _listing() -> tuple[Any, RenderableType]:
     kinds = sorted(PASSES.values(), key=lambda kind: kind.stage)
     recipes = [Recipe.open(name) for name in ready_recipes()]
-    listed = table("pass", "stage", "needs samples", "what it does", title="Passes")
+    listed = table("pass", "stage", "needs samples", "what it does")
     for kind in kinds:
         listed.add_row(
             kind.name, kind.stage.name.lower(), "yes" if kind.needs_samples else "", kind.summary
         )
-    ready = table("recipe", "what it does", title="Ready recipes (--recipe NAME)")
+    ready = table("recipe", "what it does")
     for recipe in recipes:
         steps = ", ".join(format_pass(step) for step in recipe.passes)
         ready.add_row(recipe.name, f"{recipe.description}\n{steps}")
@@ -56,7 +62,7 @@ def _listing() -> tuple[Any, RenderableType]:
         "passes": [_pass_data(kind) for kind in kinds],
         "recipes": [_recipe_data(recipe) for recipe in recipes],
     }
-    return data, Group(listed, ready, hint)
+    return data, Group(section("Passes", listed), section("Ready recipes", ready), hint)
 
 
 def _pass_data(kind: type[Pass]) -> dict[str, Any]:
@@ -90,11 +96,11 @@ def _pass_view(kind: type[Pass]) -> RenderableType:
     parts += [pairs(head), *_details(kind)]
     options = options_of(kind)
     if options:
-        listed = table("option", "expected", "default", "what it does", title="Options")
+        listed = table("option", "expected", "default", "what it does")
         for option in options:
             default = format_option(option.default)
             listed.add_row(option.name, option.expected, default, option.description)
-        parts += [Text(), listed]
+        parts += [Text(), section("Options", listed)]
     else:
         parts += [Text(), Text("No options.")]
     if kind.references:

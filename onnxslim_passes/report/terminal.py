@@ -39,6 +39,7 @@ __all__ = [
     "report_view",
     "result_console",
     "seconds_text",
+    "section",
     "speed_text",
     "table",
     "times_text",
@@ -124,20 +125,23 @@ def db_text(decibels: float) -> str:
 # ---------------- tables
 
 
-def table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table; the columns named in `right` hold numbers.
 
     Only the last column may fold, so that numbers and names stay whole while there is room.
     """
-    result = Table(
-        box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False
-    )
+    result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         number = column in right
         result.add_column(
             column, justify="right" if number else "left", no_wrap=number, overflow="fold"
         )
     return result
+
+
+def section(title: str, *body: RenderableType) -> RenderableType:
+    """A heading, what stands below it, and a blank line."""
+    return Group(Text(title, "bold"), *body, Text())
 
 
 def pairs(items: Iterable[tuple[str, str]]) -> Table:
@@ -249,9 +253,10 @@ def report_view(report: Report, output: str) -> RenderableType:
     """The whole report for a person: headline, figures, passes, what was passed over, warnings."""
     parts: list[RenderableType] = [Text(headline(report, output), "bold")]
     parts += [Text(f"warning: {line}", "yellow") for line in report.warnings]
-    parts.append(_figures_view(report))
+    parts += [Text(), _figures_view(report), Text()]
     if report.fidelity:
-        parts.append(_fidelity_view(report))
+        title = f"Outputs of the result against the original, {report.samples}"
+        parts.append(section(title, fidelity_table(report.fidelity["outputs"])))
     parts += [_passes_view(report), *_passed_over_views(report), *_notes(report)]
     return Group(*parts)
 
@@ -278,11 +283,6 @@ def _figures_view(report: Report) -> RenderableType:
         values = f"{metric['before']:.4g}", f"{metric['after']:.4g}"
         listed.add_row(metric["name"], *values, f"drop {metric['drop']:.2g}")
     return listed
-
-
-def _fidelity_view(report: Report) -> RenderableType:
-    title = Text(f"Outputs of the result against the original, {report.samples}", "bold")
-    return Group(title, fidelity_table(report.fidelity["outputs"]))
 
 
 def fidelity_table(outputs: Iterable[Mapping[str, Any]]) -> RenderableType:
@@ -318,7 +318,7 @@ def _passes_view(report: Report) -> RenderableType:
         if each:
             cells.append(db_text(record.fidelity["sqnr_db"]) if record.fidelity else "")
         listed.add_row(*map(Text, cells))
-    return Group(Text("Passes", "bold"), listed)
+    return section("Passes", listed)
 
 
 def _with_options(record: PassRecord) -> str:
@@ -333,9 +333,7 @@ def _passed_over_views(report: Report) -> Iterator[RenderableType]:
         left = [decision for decision in record.decisions if not decision.taken]
         lines += [f"{record.name}: {text}" for text in reason_lines(left)]
     if lines:
-        yield Text("Passed over, and why", "bold")
-        yield from (Text(f"  {line}") for line in lines)
-        yield Text()
+        yield section("Passed over, and why", *(Text(f"  {line}") for line in lines))
 
 
 def reason_lines(decisions: Iterable[Decision], shown: int = SHOWN_REASONS) -> list[str]:

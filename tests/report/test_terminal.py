@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from onnxslim_passes.report import terminal
+from onnxslim_passes.report.records import Decision, PassRecord, Report
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,106 @@ def test_names_with_brackets_are_not_taken_for_markup():
     console = Console(file=io.StringIO(), width=40, markup=False)
     console.print(listed)
     assert "w[0]" in console.file.getvalue()
+
+
+def report(**changes):
+    figures = {
+        "file_bytes": 10_900_000,
+        "zstd_bytes": None,
+        "parameters": 2_700_000,
+        "nonzero_parameters": 2_700_000,
+        "macs": None,
+    }
+    decisions = [
+        Decision(where="conv1.weight", taken=True, reason="half of it is zero"),
+        Decision(where="conv1.bias", taken=False, reason="a bias is never pruned"),
+        Decision(where="conv2.bias", taken=False, reason="a bias is never pruned"),
+        Decision(where="w[0]", taken=False, reason="too small: 12 elements"),
+    ]
+    record = PassRecord(
+        name="prune-magnitude",
+        options={"sparsity": 0.8},
+        changed=True,
+        seconds=0.25,
+        before_bytes=10_900_000,
+        after_bytes=2_900_000,
+        decisions=tuple(decisions),
+    )
+    output = {
+        "name": "scores",
+        "sqnr_db": 19.84,
+        "cosine": 0.995,
+        "max_error": 0.25,
+        "agreement": None,
+    }
+    known = {
+        "source": "model.onnx",
+        "source_sha256": "0" * 64,
+        "versions": {},
+        "seed": 0,
+        "target": "cpu",
+        "samples": "64 feeds of calib.npz",
+        "passes": (record,),
+        "fidelity": {"sqnr_db": 19.84, "cosine": 0.995, "max_error": 0.25, "outputs": [output]},
+        "before": figures,
+        "after": {**figures, "file_bytes": 2_900_000, "nonzero_parameters": 540_000},
+        "latency": {"reference_s": 0.0135, "candidate_s": 0.01, "speedup": 1.35},
+    }
+    return Report(**{**known, **changes})
+
+
+def shown(view, width=80):
+    console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
+    console.print(view)
+    return console.file.getvalue()
+
+
+def test_the_headline_says_sizes_speed_and_fidelity():
+    assert terminal.headline(report(), "small.onnx") == (
+        "model.onnx 10.9 MB -> small.onnx 2.90 MB (3.8x), 1.35x faster, 19.8 dB SQNR"
+    )
+
+
+@pytest.mark.parametrize(
+    ("speedup", "words"),
+    [
+        (1.35, "1.35x faster"),
+        (0.7, "SLOWER than the original: 0.70x of its speed"),
+        (1.01, "same speed"),
+        (0.97, "same speed"),
+    ],
+)
+def test_slower_is_called_slower(speedup, words):
+    assert terminal.speed_text(speedup) == words
+
+
+def test_the_headline_leaves_out_what_was_not_measured():
+    bare = report(latency={}, fidelity={})
+    assert terminal.headline(bare, "o.onnx") == "model.onnx 10.9 MB -> o.onnx 2.90 MB (3.8x)"
+    same = report(latency={}, fidelity={"sqnr_db": math.inf})
+    assert terminal.headline(same, "o.onnx").endswith(", identical outputs")
+
+
+def test_the_headline_has_the_metric():
+    metric = {"name": "top1", "before": 0.98, "after": 0.97, "drop": 0.01}
+    assert terminal.headline(report(metric=metric), "o.onnx").endswith(", top1 0.98 -> 0.97")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_report_for_a_person_has_figures_passes_and_reasons(width):
+    text = shown(terminal.report_view(report(warnings=("Careful.",)), "small.onnx"), width)
+    assert text.startswith("model.onnx 10.9 MB -> small.onnx 2.90 MB")
+    assert "warning: Careful." in text
+    assert "prune-magnitude (sparsity=0.8)" in text
+    assert "1 of 4" in text
+    assert "prune-magnitude: 2: a bias is never pruned (e.g. conv1.bias)" in text
+    assert "1: too small: 12 elements (w[0])" in text
+    assert "unstructured zeros shrink the file, not the time" in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_reasons_beyond_the_first_few_are_counted():
+    decisions = [Decision(where=f"w{n}", taken=False, reason=f"reason {n}") for n in range(7)]
+    lines = terminal.reason_lines(decisions, shown=4)
+    assert len(lines) == 5
+    assert lines[-1] == "3: other reasons"
