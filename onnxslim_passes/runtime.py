@@ -233,7 +233,7 @@ def open_session(
     *,
     optimize: Optimization = "all",
     threads: int = 1,
-    arena: bool = True,
+    lean: bool = False,
 ) -> Session:
     """Loads a model.
 
@@ -242,15 +242,18 @@ def open_session(
             Large models go through a temporary folder that lives as long as the session.
         optimize: How far ONNX Runtime may fold and fuse.
         threads: Threads of one operator.
-        arena: Keep freed activations for the next run. Faster, but the memory grows with every new
-            shape: turn it off for runs over data of many shapes.
+        lean: Free each activation as soon as it is not needed, and consume it as soon as it is
+            there. By default ONNX Runtime keeps buffers for the next run, which is faster, but
+            grows with every new shape, and runs side branches last.
 
     Raises:
         RuntimeRefusedError: ONNX Runtime does not load the model.
     """
     options = _options(optimize, threads)
-    options.enable_cpu_mem_arena = arena
-    options.enable_mem_pattern = arena
+    if lean:
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     return _load(model, options)
 
 

@@ -41,6 +41,7 @@ class Samples:
         is_random: True if they are made up, so that figures on them mean nothing.
         count: How many there are: samples of an `.npz`, files of a folder, feeds of a function.
             None until they were read to the end once, e.g. by `check`.
+        feed_count: How many feeds they make; None likewise.
     """
 
     def __init__(self, reader: Reader, *, is_random: bool = False) -> None:
@@ -49,6 +50,7 @@ class Samples:
         self.name = reader.name
         self.is_random = is_random
         self.count: int | None = None
+        self.feed_count: int | None = None
 
     @classmethod
     def open(cls, spec: str | Path, *, batch_size: int = 16) -> "Samples":
@@ -162,13 +164,14 @@ class Samples:
 
     def _items(self, inputs: Sequence[InputSpec]) -> Iterator[Item]:
         specs = {spec.name: spec for spec in inputs}
-        count = 0
+        count = feed_count = 0
         for item in self._reader.items(inputs):
             yield _checked(item, specs)
             count += item.samples
+            feed_count += 1
         if count == 0:
             raise SamplesError(f"{self.name}: holds no samples; at least one is needed.")
-        self.count = count
+        self.count, self.feed_count = count, feed_count
 
     def __repr__(self) -> str:
         return f"Samples({self.name!r})"
