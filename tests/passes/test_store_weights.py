@@ -1,0 +1,294 @@
+"""store-weights: never larger, never another bit, nothing left to decode at run time."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.parser
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxslim_passes.model import Model, load
+from onnxslim_passes.passes.base import Context, PassResult
+from onnxslim_passes.passes.store_weights import StoreWeights
+from onnxslim_passes.runtime import open_session, optimized_graph
+
+Array = npt.NDArray[Any]
+RNG = np.random.default_rng(7)
+
+
+def few(shape: tuple[int, ...], values: int = 11, density: float = 1.0) -> Array:
+    """A weight of few distinct values and many zeros."""
+    table = np.random.default_rng(values).normal(size=values).astype(np.float32)
+    weight = table[RNG.integers(0, values, shape)]
+    return np.where(RNG.random(shape) < density, weight, np.float32(0))
+
+
+def noise(shape: tuple[int, ...]) -> Array:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def build(text: str, **weights: Array) -> Model:
+    """A model of ONNX text, with weights where it names them."""
+    proto = onnx.parser.parse_model(text)
+    _give(proto.graph, weights)
+    return Model.from_proto(proto)
+
+
+def _give(graph: onnx.GraphProto, weights: dict[str, Array]) -> None:
+    graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
+
+
+def mlp(first: Array, second: Array, opset: int = 17, ir_version: int = 8) -> Model:
+    return build(
+        f"""<ir_version: {ir_version}, opset_import: ["": {opset}]>
+        g (float[N, {first.shape[0]}] x) => (float[N, {second.shape[1]}] y) {{
+            h = MatMul(x, w1)  r = Relu(h)  y = MatMul(r, w2)
+        }}""",
+        w1=first,
+        w2=second,
+    )
+
+
+def store(model: Model, **options: Any) -> PassResult:
+    return StoreWeights(**options).apply(model, Context())
+
+
+def encodings(result: PassResult) -> dict[str, object]:
+    return {
+        decision.where: decision.figures["encoding"]
+        for decision in result.decisions
+        if "encoding" in decision.figures
+    }
+
+
+def assert_same_at_run_time(before: Model, after: Model) -> None:
+    """Same operators, same constants bit for bit."""
+
+    def seen(model: Model) -> tuple[list[str], set[bytes]]:
+        graph = optimized_graph(model.to_proto(dense=True), level="basic").graph
+        arrays = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
+        return sorted(n.op_type for n in graph.node), {a.tobytes() for a in arrays}
+
+    assert seen(before) == seen(after)
+
+
+@pytest.mark.parametrize(
+    ("opset", "weight", "encoding"),
+    [
+        (17, noise((64, 64)), "dense"),
+        (17, np.where(RNG.random((64, 64)) < 0.2, noise((64, 64)), np.float32(0)), "sparse"),
+        (17, np.full((64, 64), -0.0, np.float32), "fill"),
+        (17, few((64, 64), 200), "codebook-uint8"),
+        (21, few((64, 64), 14), "codebook-uint4"),
+        (17, few((64, 64), 14), "codebook-packed"),
+        (9, few((64, 64), 14), "codebook-packed"),
+        (17, few((200, 100), 30, density=0.005), "codebook-sparse"),
+    ],
+)
+def test_the_smallest_encoding_is_taken(opset: int, weight: Array, encoding: str) -> None:
+    model = mlp(weight.astype(np.float32), noise((weight.shape[1], 8)), opset)
+    before = model.copy()
+    result = store(model)
+    assert encodings(result)["w1"] == encoding
+    assert result.changed == (encoding != "dense")
+    assert_same_at_run_time(before, model)
+    onnx.checker.check_model(model.to_proto())
+
+
+def test_outputs_are_identical_with_and_without_optimizations() -> None:
+    model = mlp(few((96, 64), 14), few((64, 32), 5, density=0.1))
+    feed = {"x": noise((3, 96))}
+    expected = open_session(model).run(feed)["y"]
+    store(model)
+    for optimize in ("none", "all"):
+        stored = open_session(model, optimize=optimize).run(feed)["y"]
+        assert stored.tobytes() == expected.tobytes()
+
+
+def test_storing_twice_changes_nothing() -> None:
+    model = mlp(few((96, 64), 14), few((64, 32), 5, density=0.02), opset=21, ir_version=10)
+    store(model)
+    stored = model.to_proto().SerializeToString()
+    again = load(stored)
+    result = store(again)
+    assert not result.changed
+    assert again.to_proto().SerializeToString() == stored
+    assert all("stored weight already" in d.reason for d in result.decisions if d.where == "a")
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    clusters=st.tuples(st.integers(1, 40), st.integers(1, 300)),
+    density=st.sampled_from([0.0, 0.03, 0.3, 1.0]),
+    shape=st.tuples(*[st.integers(1, 40)] * 3),
+    opset=st.sampled_from([9, 17, 21]),
+)
+def test_files_never_grow(
+    clusters: tuple[int, int], density: float, shape: tuple[int, int, int], opset: int
+) -> None:
+    first = few(shape[:2], clusters[0], density)
+    model = mlp(first, few(shape[1:], clusters[1]), opset, ir_version=8)
+    before = model.to_proto()
+    result = store(model, min_elements=2)
+    after = model.to_proto()
+    grown = after.ByteSize() - before.ByteSize()
+    assert grown < 0 if result.changed else grown == 0
+    dense = open_session(before, optimize="none")
+    feed = {"x": noise((2, shape[0]))}
+    stored = open_session(after, optimize="none").run(feed)["y"]
+    assert stored.tobytes() == dense.run(feed)["y"].tobytes()
+
+
+def test_weights_in_bodies_are_stored_there() -> None:
+    model = build(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 64] x, bool c) => (float[N, 64] y) {
+            y = If (c) <
+                then_branch = t () => (t_out) { t_out = MatMul(x, w_then) },
+                else_branch = e () => (e_out) {
+                    m = Constant <value_int = 3> ()
+                    e_out = Loop (m, c, x) <body = b (int64 i, bool k, float[N, 64] v)
+                        => (bool k_out, float[N, 64] v_out) {
+                            k_out = Identity(k)  v_out = MatMul(v, w_loop)
+                        }>
+                }>
+        }"""
+    ).to_proto()
+    branches = {a.name: a.g for a in model.graph.node[0].attribute}
+    _give(branches["then_branch"], {"w_then": few((64, 64), 14)})
+    loop = branches["else_branch"].node[-1].attribute[0].g
+    _give(loop, {"w_loop": few((64, 64), 5, density=0.02)})
+    dense = Model.from_proto(model)
+    stored = dense.copy()
+    result = store(stored)
+    taken = {where.rsplit("/", 1)[-1]: how for where, how in encodings(result).items()}
+    assert taken["w_then"] == "codebook-packed"
+    assert taken["w_loop"] != "dense"
+    assert_same_at_run_time(dense, stored)
+    for flag in (True, False):
+        feed = {"x": noise((2, 64)), "c": np.array(flag)}
+        expected = open_session(dense).run(feed)["y"]
+        assert open_session(stored).run(feed)["y"].tobytes() == expected.tobytes()
+
+
+def test_weights_in_functions_get_codebooks_but_no_sparse_initializers() -> None:
+    body = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(few((64, 64), 14))),
+        helper.make_node("Constant", [], ["z"], value=numpy_helper.from_array(
+            np.where(RNG.random((64, 64)) < 0.2, noise((64, 64)), np.float32(0)))),
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("MatMul", ["h", "z"], ["y"]),
+    ]  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    function = helper.make_function("local", "Twice", ["x"], ["y"], body, opsets[:1])
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 64]) for name in "xy"]
+    calls = [
+        helper.make_node("Twice", ["x"], ["m"], domain="local"),
+        helper.make_node("Twice", ["m"], ["y"], domain="local"),
+    ]
+    graph = helper.make_graph(calls, "g", tensors[:1], tensors[1:])
+    proto = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+    dense = Model.from_proto(proto)
+    stored = dense.copy()
+    result = store(stored)
+    assert set(encodings(result).values()) == {"codebook-packed"}
+    assert_same_at_run_time(dense, stored)
+
+
+def test_integers_behind_dequantize_linear() -> None:
+    quantized = RNG.integers(-3, 4, (64, 64)).astype(np.int8)
+    model = build(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 64] x) => (float[N, 64] y) {
+            w = DequantizeLinear(q, s, z)  h = MatMul(x, w)  y = Add(h, b)
+        }""",
+        q=quantized,
+        s=np.float32(0.1),
+        z=np.int8(0),
+        b=RNG.integers(0, 2, 64).astype(np.float32),
+    )
+    dense = model.copy()
+    assert encodings(store(model))["q"] == "codebook-packed"
+    assert_same_at_run_time(dense, model)
+
+
+def test_float16_and_codebooks_per_channel() -> None:
+    rows = RNG.normal(size=(48, 4)).astype(np.float16)
+    weight = np.take_along_axis(rows, RNG.integers(0, 4, (48, 8 * 9)), 1).reshape(48, 8, 3, 3)
+    model = build(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float16[N, 8, H, W] x) => (float16[N, 48, P, Q] y) { y = Conv(x, w) }""",
+        w=weight,
+    )
+    dense = model.copy()
+    (decision, *_) = (d for d in store(model).decisions if d.taken)
+    assert decision.figures["per"] == "channel"
+    assert decision.figures["bits"] == 2
+    assert decision.figures["after_bytes"] < weight.nbytes / 4
+    assert_same_at_run_time(dense, model)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("g (float[64, 64] x, float[64, 64] w) => (float[64, 64] y) { y = Add(x, w) }", "input"),
+        ("g (float[64, 64] x) => (float[64, 64] w, float[64, 64] y) { y = Add(x, w) }", "output"),
+        ("g (float[64, 64] x) => (float[64, 64] y) { y = Identity(x) }", "no node takes it"),
+    ],
+)
+def test_constants_that_must_stay_constants(text: str, reason: str) -> None:
+    model = build(f'<ir_version: 8, opset_import: ["": 17]> {text}', w=few((64, 64), 4))
+    result = store(model)
+    assert not result.changed
+    assert reason in next(d.reason for d in result.decisions if d.where == "w")
+
+
+def test_a_model_the_runtime_refuses_is_left_alone_aloud() -> None:
+    model = build(
+        """<ir_version: 8, opset_import: ["": 17, "nobody.knows": 1]>
+        g (float[N, 64] x) => (float[N, 64] y) { y = nobody.knows.Mix(x, w) }""",
+        w=few((64, 64), 14),
+    )
+    before = model.to_proto().SerializeToString()
+    result = store(model)
+    assert not result.changed
+    assert "folding cannot be proved" in result.decisions[0].reason
+    assert model.to_proto().SerializeToString() == before
+
+
+def test_options_restrict_the_choice() -> None:
+    def taken(**options: Any) -> dict[str, object]:
+        return encodings(store(mlp(few((64, 64), 14), few((64, 8), 3)), **options))
+
+    assert taken(encodings=("codebook-uint8",))["w1"] == "codebook-uint8"
+    assert set(taken(encodings=()).values()) == {"dense"}
+    assert set(taken(exclude=("w1",))) == {"w2"}
+    assert set(taken(include=("w1",))) == {"w1"}
+    assert set(taken(min_elements=1000)) == {"w1"}
+
+
+def test_decisions_account_for_all_bytes() -> None:
+    model = mlp(few((96, 64), 14), few((64, 32), 5))
+    before = model.to_proto().ByteSize()
+    decisions = [d for d in store(model).decisions if d.taken]
+    after = sum(int(d.figures["after_bytes"]) for d in decisions)
+    saved = sum(int(d.figures.get("before_bytes", 0)) for d in decisions) - after
+    # Prices assume two letters for each new name, of which the first 52 need one,
+    # in the tensor and in each use.
+    assert 0 <= (before - model.to_proto().ByteSize()) - saved < 100
+    entropy = decisions[0].figures["entropy_bits"]
+    assert entropy == pytest.approx(np.log2(14), abs=0.05)
+
+
+def test_names_of_weights_are_kept_and_new_ones_are_short() -> None:
+    model = mlp(few((96, 64), 14), few((64, 32), 14))
+    store(model)
+    graph = model.to_proto().graph
+    made = {name for node in graph.node for name in node.output}
+    assert {"w1", "w2"} <= made
+    new = made | {tensor.name for tensor in graph.initializer}
+    assert max(len(name) for name in new) == 2
