@@ -91,7 +91,8 @@ class _Survey:
 
     def site(self, graph: Graph) -> Site:
         """What this graph allows."""
-        return Site(graph.opset, self._ir_version, graph.is_function, self._name_bytes)
+        as_nodes = graph.is_function or self._ir_version < 4
+        return Site(graph.opset, self._ir_version, as_nodes, self._name_bytes)
 
 
 @pass_options

@@ -97,19 +97,19 @@ class Site:
     Attributes:
         opset: of the graph or function.
         ir_version: of the model.
-        is_function: a function has no initializers, hence no sparse ones; its constants are nodes.
+        as_nodes: constants are written as `Constant` nodes: in functions, and before IR version 4.
         name_bytes: length of the names that new tensors will have, at most.
     """
 
     opset: int
     ir_version: int = 8
-    is_function: bool = False
+    as_nodes: bool = False
     name_bytes: int = 2
 
     @property
     def sparse(self) -> bool:
-        """Whether sparse initializers may stand here (IR version 6, not in functions)."""
-        return self.ir_version >= 6 and not self.is_function
+        """Whether sparse initializers may stand here: from IR version 6, and not in functions."""
+        return self.ir_version >= 6 and not self.as_nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,11 +193,11 @@ def part_bytes(part: Expression, site: Site) -> int:
 
 
 def tensor_bytes(shape: Sequence[int], dtype: np.dtype[Any], nbytes: int, site: Site) -> int:
-    """Bytes of a dense constant with raw data: an initializer, or a node in a function."""
+    """Bytes of a dense constant with raw data: an initializer or a `Constant` node."""
     name = "x" * site.name_bytes
     tensor = TensorProto(dims=shape, data_type=_elem_type(dtype), name=name)
     size = tensor.ByteSize() + framed_bytes(nbytes)
-    if site.is_function:
+    if site.as_nodes:
         attribute = AttributeProto(name="value", type=AttributeProto.TENSOR)
         size = attribute.ByteSize() + framed_bytes(size)
         size = NodeProto(op_type="Constant", output=[name]).ByteSize() + framed_bytes(size)

@@ -33,6 +33,7 @@ Array = npt.NDArray[Any]
 SPECIAL = np.array([0x80000000, 0x7FC00001, 0x7FA12345, 0xFF800000, 1, 0x3F800000], np.uint32)
 DTYPES = (np.float32, np.float16, np.float64, np.int8, np.uint8, np.int32, np.bool_)
 SITES = {
+    "opset 7, IR 3": Site(7, ir_version=3, as_nodes=True),
     "opset 7": Site(7, ir_version=4),
     "opset 10": Site(10, ir_version=5),
     "opset 17": Site(17),
@@ -45,7 +46,10 @@ def identity_model(values: Array, site: Site) -> Model:
     weight = numpy_helper.from_array(values, "w")
     output = helper.make_tensor_value_info("y", weight.data_type, values.shape)
     graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [output])
-    graph.initializer.append(weight)
+    if site.as_nodes:
+        graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=weight))
+    else:
+        graph.initializer.append(weight)
     opsets = [helper.make_opsetid("", site.opset)]
     return Model.from_proto(
         helper.make_model(graph, opset_imports=opsets, ir_version=site.ir_version)
@@ -184,7 +188,7 @@ def test_negative_zero_counts_as_a_value() -> None:
 
 def test_functions_and_old_files_get_no_sparse_initializers() -> None:
     values = np.eye(50, dtype=np.float32)
-    for site in (Site(17, is_function=True), Site(17, ir_version=5)):
+    for site in (Site(17, as_nodes=True), Site(17, ir_version=5)):
         assert not any("sparse" in plan.encoding for plan in plans(values, site))
 
 
