@@ -1,0 +1,125 @@
+"""Which weights a pass may touch: options that passes on weights share.
+
+A pattern is a name or a glob (``*``, ``?``, ``[abc]``). It matches a weight by the weight's own
+name or by the name of a node that takes it, plain or with the path of the body it stands in
+(``If_12/then_branch/conv1``).
+"""
+
+import fnmatch
+from collections.abc import Collection, Iterable
+from typing import Annotated
+
+from pydantic import Field
+
+from onnxslim_passes.errors import unknown_name
+from onnxslim_passes.model import Model, Role, Weight
+from onnxslim_passes.numerics.arrays import check_finite
+from onnxslim_passes.passes.base import Decision, pass_options
+
+__all__ = ["Selection", "role_refusal", "values_refusal"]
+
+_ROLE_WORDS = {
+    "bias": "a bias",
+    "normalization": "a normalization parameter",
+    "embedding": "an embedding table",
+    "recurrent": "a recurrent weight",
+}
+
+
+@pass_options
+class Selection:
+    """A mix-in: ``class MyPass(Selection, Pass)``.
+
+    Call `check` first, so that a misspelt name is an error instead of a weight silently passed
+    over, then `verdict` for each weight.
+    """
+
+    include: Annotated[
+        tuple[str, ...],
+        Field(description="names or patterns of weights or nodes to work on; none means all"),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], Field(description="names or patterns of weights or nodes to leave alone")
+    ] = ()
+    op_types: Annotated[
+        tuple[str, ...],
+        Field(description="operators whose weights to work on, such as Conv; none means all"),
+    ] = ()
+    min_elements: Annotated[int, Field(ge=1, description="smaller weights are left alone")] = 1
+
+    def check(self, model: Model) -> None:
+        """Sees that every pattern and operator occurs in the model.
+
+        Raises:
+            UnknownNameError: one matches nothing; with the nearest name.
+        """
+        nodes = list(model.nodes())
+        names = {label for node in nodes for label in (node.name, node.where)}
+        names |= {label for held in model.constants() for label in (str(held.name), held.where)}
+        names.discard("")
+        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in patterns:
+                if not any(_matches(pattern, name) for name in names):
+                    raise unknown_name(f"node or weight in `{option}`:", pattern, names)
+        operators = {node.op for node in nodes}
+        for operator in self.op_types:
+            if operator not in operators:
+                raise unknown_name("operator in `op_types`:", operator, operators)
+
+    def verdict(self, weight: Weight) -> Decision | None:
+        """Why the options pass a weight over, or None if it is a candidate."""
+        reason = self._objection(weight)
+        return Decision(where=weight.where, taken=False, reason=reason) if reason else None
+
+    def _objection(self, weight: Weight) -> str:
+        names = _names(weight)
+        if (pattern := _first_match(self.exclude, names)) is not None:
+            return f"excluded by {pattern!r}"
+        if self.include and _first_match(self.include, names) is None:
+            return "not matched by include"
+        if self.op_types and not weight.op_types & set(self.op_types):
+            taken_by = ", ".join(sorted(weight.op_types)) or "no operator"
+            return f"taken by {taken_by}; op_types is {', '.join(self.op_types)}"
+        if weight.size < self.min_elements:
+            return f"has fewer elements than min_elements={self.min_elements}"
+        return ""
+
+
+def role_refusal(weight: Weight, roles: Collection[Role]) -> Decision | None:
+    """A refusal of a weight that does something else than `roles`, or None."""
+    if weight.role in roles:
+        return None
+    taken_by = ", ".join(sorted(weight.op_types))
+    words = _ROLE_WORDS.get(weight.role, "not the weight of a layer")
+    reason = f"{words} (taken by {taken_by}): left as it is"
+    return Decision(where=weight.where, taken=False, reason=reason)
+
+
+def values_refusal(weight: Weight) -> Decision | None:
+    """A refusal of a weight whose values must not, or cannot, be changed by number, or None."""
+    if weight.constant in weight.graph.outputs:
+        reason = "is an output of its graph, too"
+    else:
+        try:
+            check_finite(weight.values, weight.name)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            return None
+    return Decision(where=weight.where, taken=False, reason=reason)
+
+
+def _names(weight: Weight) -> set[str]:
+    """All names a pattern may match it by."""
+    names = {label for node in weight.nodes for label in (node.name, node.where)}
+    return (names | {weight.name, weight.where}) - {""}
+
+
+def _first_match(patterns: Iterable[str], names: Iterable[str]) -> str | None:
+    """The first pattern that matches one of the names."""
+    return next((p for p in patterns if any(_matches(p, name) for name in names)), None)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    # A name with brackets in it is not meant as a set of characters.
+    return pattern == name or fnmatch.fnmatchcase(name, pattern)
