@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -26,6 +26,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnxslim_passes.errors import RuntimeRefusedError
+from onnxslim_passes.model import Model
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -91,24 +92,7 @@ _EXTENDED_TYPES = ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "
 
 _Spec = TypeVar("_Spec", bound="InputSpec")
 
-
-class ModelLike(Protocol):
-    """What a session needs of `onnxslim_passes.model.Model`."""
-
-    def nbytes(self) -> int:
-        """The serialized size, estimated."""
-        ...
-
-    def to_proto(self) -> onnx.ModelProto:
-        """The whole model in memory."""
-        ...
-
-    def save(self, path: str | Path, *, external: bool | None = None) -> None:
-        """The model as a file, with its large tensors beside it if `external`."""
-        ...
-
-
-AnyModel: TypeAlias = ModelLike | onnx.ModelProto | bytes | str | Path
+AnyModel: TypeAlias = Model | onnx.ModelProto | bytes | str | Path
 
 
 @dataclass(frozen=True)
@@ -156,6 +140,21 @@ class NodeTime:
     op: str
     provider: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class NodeRun:
+    """One execution of one node, in a body as often as the body ran.
+
+    Attributes:
+        op: The operator.
+        inputs: The shapes of its inputs; absent optional ones are left out.
+        outputs: The shapes of its outputs.
+    """
+
+    op: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
 
 
 class Session:
@@ -305,15 +304,50 @@ def profile(
     Raises:
         RuntimeRefusedError: The model does not load or run.
     """
+    return _node_times(_profiled(model, feed, _options(optimize, threads), runs + 1), runs)
+
+
+def node_runs(model: AnyModel, feed: Feed) -> list[NodeRun]:
+    """Every execution of every node in one run, with the shapes of what went in and out.
+
+    Nothing is fused, so that the nodes are the model's own.
+
+    Raises:
+        RuntimeRefusedError: The model does not load or run.
+    """
+    runs = []
+    for event in _profiled(model, feed, _options("none", 1), 1):
+        shapes = [
+            tuple(
+                tuple(next(iter(entry.values()))) for entry in event["args"].get(key, ()) if entry
+            )
+            for key in ("input_type_shape", "output_type_shape")
+        ]
+        runs.append(NodeRun(event["args"]["op_name"], shapes[0], shapes[1]))
+    return runs
+
+
+def _shapes(args: dict[str, Any], key: str) -> tuple[tuple[int, ...], ...]:
+    """Shapes in the profile: [{"float": [1, 3]}, ...]."""
+    return tuple(tuple(next(iter(entry.values()))) for entry in args.get(key, ()) if entry)
+
+
+def _profiled(
+    model: AnyModel, feed: Feed, options: ort.SessionOptions, runs: int
+) -> list[dict[str, Any]]:
+    """The kernel events in ONNX Runtime's profile of some runs."""
     with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
-        options = _options(optimize, threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         with _load(model, options) as session:
-            for _ in range(runs + 1):
+            for _ in range(runs):
                 session.run(feed)
             events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf8"))
-    return _node_times(events, runs)
+    return [
+        e
+        for e in events
+        if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")
+    ]
 
 
 def reason(error: Exception) -> str:
@@ -377,14 +411,14 @@ def _load(model: AnyModel, options: ort.SessionOptions) -> Session:
         raise
 
 
-def _is_large(model: ModelLike | onnx.ModelProto) -> bool:
+def _is_large(model: Model | onnx.ModelProto) -> bool:
     """Whether the model goes through a file."""
     if isinstance(model, onnx.ModelProto):
         return bool(model.ByteSize() > PROTO_LIMIT_BYTES)
     return model.nbytes() > MODEL_LIMIT_BYTES
 
 
-def _save(model: ModelLike | onnx.ModelProto, path: Path) -> None:
+def _save(model: Model | onnx.ModelProto, path: Path) -> None:
     """Writes the model with its large tensors in a file beside it; `model` stays as it is."""
     if not isinstance(model, onnx.ModelProto):
         model.save(path, external=True)
@@ -457,14 +491,12 @@ def _from_ort_value(value: ort.OrtValue) -> Array:
 
 
 def _node_times(events: list[dict[str, Any]], runs: int) -> list[NodeTime]:
-    """Medians over ONNX Runtime's profile of `runs` runs and a warming one before them."""
+    """Medians over the profile of `runs` runs and a warming one before them."""
     seconds: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
     for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            args = event["args"]
-            key = (name.removesuffix("_kernel_time"), args["op_name"], args.get("provider", ""))
-            seconds[*key, args.get("node_index", "")].append(event["dur"] / 1e6)
+        name, args = str(event["name"]).removesuffix("_kernel_time"), event["args"]
+        key = (name, args["op_name"], args.get("provider", ""), args.get("node_index", ""))
+        seconds[key].append(event["dur"] / 1e6)
     result = []
     for (name, op, provider, _), times in seconds.items():
         each = max(1, len(times) // (runs + 1))  # a node in a Loop body runs more than once

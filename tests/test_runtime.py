@@ -12,7 +12,7 @@ import pytest
 
 from onnxslim_passes import runtime
 from onnxslim_passes.errors import RuntimeRefusedError
-from onnxslim_passes.runtime import open_session, optimized_graph, profile, reason
+from onnxslim_passes.runtime import node_runs, open_session, optimized_graph, profile, reason
 
 ADD = """<ir_version: 8, opset_import: ["": 18]>
 g (float[N, 3] x, float[N, 3] z) => (float[N, 3] y) { a = Relu(x)  y = Add(a, z) }"""
@@ -206,3 +206,15 @@ def test_profile_names_every_node() -> None:
     times = profile(model, feed, runs=3)
     assert [(t.name, t.op) for t in times] == [("first", "Relu"), ("second", "Add")]
     assert all(0 <= t.seconds < 1 and t.provider == "CPUExecutionProvider" for t in times)
+
+
+def test_node_runs_have_shapes_and_count_loops() -> None:
+    model = parse(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[2, 3] x, int64 n) => (float[2, 3] y)'
+        "{ t = Constant<value = bool {1}>() y = Loop(n, t, x)"
+        "<body = b (int64 i, bool c, float[2, 3] p) => (bool d, float[2, 3] q)"
+        " { d = Identity(c) q = Neg(p) }> }"
+    )
+    runs = node_runs(model, {"x": np.ones((2, 3), np.float32), "n": np.array(4)})
+    negations = [r for r in runs if r.op == "Neg"]
+    assert [(r.inputs, r.outputs) for r in negations] == [(((2, 3),), ((2, 3),))] * 4

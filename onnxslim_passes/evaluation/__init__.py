@@ -1,1 +1,19 @@
-"""Room of onnxslim_passes."""
+"""What a compressed model is worth: fidelity of outputs, task metrics, latency, size."""
+
+from onnxslim_passes.evaluation.fidelity import Fidelity, OutputFidelity, compare_outputs
+from onnxslim_passes.evaluation.latency import Latency, compare_latency
+from onnxslim_passes.evaluation.metrics import METRICS, Metric, open_metric
+from onnxslim_passes.evaluation.sizes import ModelSize, measure_size
+
+__all__ = [
+    "METRICS",
+    "Fidelity",
+    "Latency",
+    "Metric",
+    "ModelSize",
+    "OutputFidelity",
+    "compare_latency",
+    "compare_outputs",
+    "measure_size",
+    "open_metric",
+]
