@@ -1,5 +1,6 @@
 """store-weights: never larger, never another bit, nothing left to decode at run time."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -282,6 +283,22 @@ def test_decisions_account_for_all_bytes() -> None:
     assert 0 <= (before - model.to_proto().ByteSize()) - saved < 100
     entropy = decisions[0].figures["entropy_bits"]
     assert entropy == pytest.approx(np.log2(14), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "name", ["models/lenet300.onnx", "models/silero_vad_16k_op15.onnx", "models/ppocr_v4_rec.onnx"]
+)
+def test_real_models_with_few_values(shared_models: Path, name: str) -> None:
+    model = load(shared_models / name)
+    for weight in model.weights():
+        if weight.size > 500 and weight.dtype == np.float32:
+            step = np.std(weight.values) / 3 or np.float32(1)
+            weight.values = np.clip(np.round(weight.values / step), -7, 7) * step + np.float32(0)
+    dense = model.copy()
+    result = store(model)
+    assert model.to_proto().ByteSize() < 0.7 * dense.to_proto().ByteSize()
+    assert not [d.reason for d in result.decisions if "rejected" in d.reason]
+    assert_same_at_run_time(dense, model)
 
 
 def test_names_of_weights_are_kept_and_new_ones_are_short() -> None:
