@@ -5,7 +5,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
+
+# The same examples at every run, and no verdict by the clock of a busy machine.
+settings.register_profile("deterministic", deadline=None, derandomize=True)
+settings.load_profile("deterministic")
 
 SHARED_MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
 

@@ -1,0 +1,213 @@
+"""cluster-weights: how many values are left, which weights pay, and what it says."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.parser
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+from onnxslim_passes.model import Model
+from onnxslim_passes.passes.base import Context, Decision, PassResult
+from onnxslim_passes.passes.cluster_weights import ClusterWeights
+from onnxslim_passes.runtime import open_session
+
+Array = npt.NDArray[Any]
+
+
+def noise(*shape: int, seed: int = 0, scale: float = 0.1, dtype: Any = np.float32) -> Array:
+    return np.random.default_rng(seed).normal(0, scale, shape).astype(dtype)
+
+
+def network(conv: Array, fc: Array, table: Array | None = None) -> Model:
+    """A Conv with a bias, a MatMul of its pooled output, and a table of embeddings."""
+    kind = {"float32": "float", "float16": "float16"}[conv.dtype.name]
+    table = noise(50, fc.shape[1], dtype=conv.dtype) if table is None else table
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 17]>
+        g ({kind}[N, {conv.shape[1]}, 8, 8] x, int64[N] ids) => ({kind}[N, {fc.shape[1]}] y) {{
+            h = Conv(x, conv, bias)  p = GlobalAveragePool(h)  f = Flatten(p)
+            z = MatMul(f, fc)  e = Gather(table, ids)  y = Add(z, e)
+        }}"""
+    )
+    arrays = {"conv": conv, "fc": fc, "table": table, "bias": noise(600, dtype=conv.dtype)}
+    arrays["bias"] = arrays["bias"][: conv.shape[0]]
+    for name, array in arrays.items():
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    return Model.from_proto(proto)
+
+
+def usual(dtype: Any = np.float32) -> Model:
+    return network(noise(32, 8, 3, 3, dtype=dtype), noise(32, 60, dtype=dtype))
+
+
+def cluster(model: Model, seed: int = 0, **options: Any) -> tuple[PassResult, dict[str, Decision]]:
+    result = ClusterWeights(**options).apply(model, Context(seed=seed))
+    return result, {decision.where: decision for decision in result.decisions}
+
+
+def values(model: Model, name: str) -> Array:
+    return next(weight.values for weight in model.weights() if weight.name == name)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({}, 16), ({"bits": 1}, 2), ({"bits": 3}, 8), ({"clusters": 5}, 5)],
+)
+def test_so_many_values_are_left(options: dict[str, Any], count: int) -> None:
+    model = usual()
+    result, decisions = cluster(model, **options)
+    assert result.changed
+    assert [decision.where for decision in result.decisions] == [w.where for w in model.weights()]
+    for name in ("conv", "fc", "table"):
+        assert np.unique(values(model, name)).size == count
+        assert decisions[name].figures["distinct"] == count
+        assert decisions[name].figures["clusters"] == count
+        assert decisions[name].reason == f"its elements share {count} values"
+    assert "a bias" in decisions["bias"].reason
+    feed = {"x": noise(2, 8, 8, 8), "ids": np.arange(2)}
+    open_session(model).run(feed)
+
+
+def test_more_bits_err_less() -> None:
+    errors = []
+    for bits in range(1, 7):
+        _, decisions = cluster(usual(), bits=bits)
+        errors.append(float(decisions["conv"].figures["sqnr_db"]))
+    assert errors == sorted(errors)
+    assert errors[3] > 19.0
+
+
+def test_channels_have_their_own_values() -> None:
+    scales = np.geomspace(0.001, 10, 8, dtype=np.float32)
+    conv = noise(8, 64, 3, 3) * scales[:, None, None, None]
+    one, own = (network(conv, noise(8, 600)) for _ in range(2))
+    _, per_tensor = cluster(one, bits=3)
+    _, per_channel = cluster(own, bits=3, per="channel")
+    assert per_channel["conv"].reason == "each channel along axis 0 shares 8 values"
+    assert [np.unique(channel).size for channel in values(own, "conv")] == [8] * 8
+    assert per_tensor["conv"].figures["sqnr_db"] != per_channel["conv"].figures["sqnr_db"]
+    smallest = np.abs(values(own, "conv")[0] - conv[0]).max()
+    assert smallest < 0.5 * np.abs(conv[0]).max()
+
+
+def test_tables_that_take_more_than_they_save_are_not_made() -> None:
+    _, decisions = cluster(usual(), bits=8, per="channel", min_elements=1)
+    assert not decisions["conv"].taken
+    expected = "32 tables of 256 values and 2304 indices of 8 bits take no less than it does"
+    assert decisions["conv"].reason == expected
+
+
+def test_a_codebook_larger_than_the_weight_is_not_made() -> None:
+    model = network(noise(4, 2, 3, 3), noise(4, 20))
+    _, decisions = cluster(model, bits=8, min_elements=1)
+    assert not decisions["conv"].taken
+    assert "the table and 72 indices of 8 bits take no less" in decisions["conv"].reason
+
+
+def test_zeros_stay_zeros() -> None:
+    conv = noise(32, 8, 3, 3)
+    conv[np.abs(conv) < 0.1] = 0
+    model = network(conv, noise(32, 60))
+    cluster(model, bits=3)
+    clustered = values(model, "conv")
+    assert np.array_equal(clustered == 0, conv == 0)
+    assert not np.signbit(clustered[clustered == 0]).any()
+
+
+@settings(max_examples=12)
+@given(
+    st.sampled_from(["linear", "density", "kmeans++"]),
+    st.sampled_from(["tensor", "channel"]),
+    st.integers(2, 20),
+    st.integers(0, 100),
+)
+def test_a_second_run_changes_nothing(init: str, per: str, clusters: int, seed: int) -> None:
+    model = network(noise(4, 40, 3, 3, seed=seed), noise(4, 300, seed=seed))
+    options = {"init": init, "per": per, "clusters": clusters}
+    first, _ = cluster(model, **options)
+    saved = model.to_proto().SerializeToString(deterministic=True)
+    second, decisions = cluster(model, **options)
+    assert first.changed
+    assert not second.changed
+    assert "already" in decisions["conv"].reason
+    assert model.to_proto().SerializeToString(deterministic=True) == saved
+
+
+def test_one_seed_gives_one_result() -> None:
+    first, again, other = usual(), usual(), usual()
+    for model, seed in ((first, 1), (again, 1), (other, 2)):
+        cluster(model, seed=seed, init="kmeans++", bits=6)
+    assert np.array_equal(values(first, "conv"), values(again, "conv"))
+    assert not np.array_equal(values(first, "conv"), values(other, "conv"))
+
+
+def test_half_precision_stays() -> None:
+    model = usual(np.float16)
+    cluster(model)
+    assert values(model, "conv").dtype == np.float16
+    assert np.unique(values(model, "conv")).size == 16
+
+
+@pytest.mark.parametrize("number", [0.0, 0.25])
+def test_one_value_is_few_enough(number: float) -> None:
+    model = network(np.full((32, 8, 3, 3), number, np.float32), noise(32, 60))
+    _, decisions = cluster(model)
+    assert decisions["conv"].reason == "has no more than 16 values already"
+    assert decisions["conv"].figures["distinct"] == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_numbers_that_are_not_finite_are_left_alone(bad: float) -> None:
+    conv = noise(32, 8, 3, 3)
+    conv[1, 2, 0, 0] = bad
+    model = network(conv, noise(32, 60))
+    _, decisions = cluster(model)
+    assert decisions["conv"].reason.startswith(f"conv[1, 2, 0, 0] is {bad}")
+    assert decisions["fc"].taken
+
+
+def test_a_shared_weight_is_clustered_once() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 32] x) => (float[N, 32] y) { h = MatMul(x, w)  y = MatMul(h, w) }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(noise(32, 32), "w"))
+    result, decisions = cluster(Model.from_proto(proto))
+    assert len(result.decisions) == 1
+    assert decisions["w"].taken
+
+
+def test_uses_that_agree_on_no_channel_share_one_set() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 32] x) => (float[N, 32] y) {
+            h = MatMul(x, w)  t = Transpose<perm = [1, 0]>(w)  y = MatMul(h, t)
+        }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(noise(32, 32), "w"))
+    _, decisions = cluster(Model.from_proto(proto), per="channel")
+    assert "its uses agree on no channel axis, so one set for the tensor" in decisions["w"].reason
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 0}, "greater than or equal to 1"),
+        ({"bits": 9}, "less than or equal to 8"),
+        ({"clusters": 1}, "greater than or equal to 2"),
+        ({"clusters": 257}, "less than or equal to 256"),
+        ({"bits": 4, "clusters": 16}, "exclude each other"),
+        ({"per": "row"}, "'tensor' or 'channel'"),
+        ({"init": "random"}, "'linear', 'density' or 'kmeans\\+\\+'"),
+        ({"bitz": 4}, "bitz"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
+        ClusterWeights(**options)
