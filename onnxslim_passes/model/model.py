@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, version_converter
 from onnx.version_converter import ConvertError
 
-from onnxslim_passes.errors import UnsupportedModelError
+from onnxslim_passes.errors import InvalidModelError, UnsupportedModelError
 from onnxslim_passes.model.exporting import (
     FIRST_IR_WITH_FREE_INITIALIZERS,
     Exporter,
@@ -32,6 +32,8 @@ from onnxslim_passes.model.writing import save
 # Constants up to this size keep their values where shapes are inferred or opsets converted:
 # shape arithmetic is made of such, weights are not.
 SMALL_BYTES = 4096
+
+KNOWN_ELEM_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 
 _PLACEHOLDER = "onnxslim_passes:payload"
 
@@ -57,6 +59,11 @@ class Model:
         """Takes over a model message; external data is looked for in `folder`."""
 
         def read(tensor: TensorProto) -> Payload:
+            if tensor.data_type not in KNOWN_ELEM_TYPES:
+                raise InvalidModelError(
+                    f"Tensor {tensor.name!r} has element type {tensor.data_type}, which the "
+                    f"installed onnx {onnx.__version__} does not know; update onnx."
+                )
             if tensor.data_location == TensorProto.EXTERNAL:
                 return external_payload(tensor, folder)
             return TensorPayload(tensor)

@@ -4,6 +4,7 @@ A payload is immutable. Whatever a pass leaves alone is written back from the pa
 into, byte for byte; external data is read only when asked for and copied in pieces.
 """
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -299,7 +300,9 @@ def external_payload(proto: TensorProto, folder: Path | None) -> ExternalPayload
     location = entries.get("location", "")
     path = _resolve_location(proto.name, location, folder)
     size = path.stat().st_size
-    needed = stored_bytes(proto.data_type, int(np.prod(proto.dims, dtype=np.int64)))
+    if any(dimension < 0 for dimension in proto.dims):
+        raise ExternalDataError(f"Tensor {proto.name!r} has negative dimensions: {proto.dims}.")
+    needed = stored_bytes(proto.data_type, math.prod(proto.dims))
     try:
         offset = int(entries.get("offset", 0))
         length = int(entries.get("length", needed))

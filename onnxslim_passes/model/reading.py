@@ -1,11 +1,14 @@
 """From a file, bytes or a message to a model; external data is left where it is until read."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from onnxslim_passes.errors import InvalidModelError
+from onnxslim_passes.model.importing import DEFAULT_DOMAINS
 from onnxslim_passes.model.model import Model
 
 
@@ -30,7 +33,10 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
         data = path.read_bytes()
     except OSError as error:
         raise InvalidModelError(f"{path}: cannot be read: {error.strerror}.") from error
-    return Model.from_proto(_parse(data, str(path)), path.parent, path)
+    except ValueError as error:  # a null character
+        raise InvalidModelError(f"{str(path)!r}: cannot be read: {error}.") from error
+    # Absolute: external data is read later, when the process may work in another folder.
+    return Model.from_proto(_parse(data, str(path)), path.parent.absolute(), path)
 
 
 def _parse(data: bytes, label: str) -> onnx.ModelProto:
@@ -64,4 +70,46 @@ def _checked(proto: onnx.ModelProto, label: str) -> onnx.ModelProto:
                 f"{label}: opset {entry.version} is not one the installed onnx "
                 f"{onnx.__version__} knows (1 to {newest}); export with a known one or update onnx."
             )
+    _check_text(proto, label)
+    _check_domains(proto, label)
     return proto
+
+
+def _check_text(proto: onnx.ModelProto, label: str) -> None:
+    """Refuses names that are not UTF-8, which protobuf hands out as bytes: the file is damaged."""
+    pending: list[Any] = [proto]
+    while pending:
+        message = pending.pop()
+        if isinstance(message, onnx.TensorProto):  # its other fields may be huge
+            _refuse_bytes((message.name, message.doc_string), label)
+            continue
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_STRING:
+                _refuse_bytes((value,) if isinstance(value, str | bytes) else value, label)
+            elif field.type == field.TYPE_MESSAGE:
+                pending.extend((value,) if isinstance(value, Message) else value)
+
+
+def _refuse_bytes(texts: Iterable[str | bytes], label: str) -> None:
+    for text in texts:
+        if isinstance(text, bytes):
+            raise InvalidModelError(f"{label}: {text!r} is not UTF-8 text; the file is damaged.")
+
+
+def _check_domains(proto: onnx.ModelProto, label: str) -> None:
+    """Refuses operators of a domain whose version the model does not say."""
+    known = {entry.domain for entry in proto.opset_import}
+    if not known.isdisjoint(DEFAULT_DOMAINS):
+        known.update(DEFAULT_DOMAINS)
+    pending = list(proto.graph.node)
+    while pending:
+        node = pending.pop()
+        if node.domain not in known:
+            domain = node.domain or "ai.onnx"
+            raise InvalidModelError(
+                f"{label}: node {node.name or node.op_type!r} is of the domain {domain!r}, but the "
+                "model does not say which version of it (opset_import); export it anew."
+            )
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                pending.extend(body.node)

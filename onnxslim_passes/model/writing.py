@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # A message of 2 GiB cannot be serialized; well below it, one file is easier to handle than two.
 LARGEST_SINGLE_FILE_BYTES = 1 << 30
 
+# What protobuf can serialize, less some room for what `Model.nbytes` only estimates.
+LARGEST_MESSAGE_BYTES = (1 << 31) - (1 << 20)
+
 # Tensors smaller than this stay in the model file: readers need their values for shapes.
 SMALLEST_EXTERNAL_BYTES = 1024
 
@@ -38,8 +41,14 @@ def save(model: "Model", path: str | Path, *, external: bool | None = None) -> N
         OutputError: if it cannot be written; whatever was there before is still there.
     """
     path = Path(path)
+    nbytes = model.nbytes()
     if external is None:
-        external = model.nbytes() > LARGEST_SINGLE_FILE_BYTES
+        external = nbytes > LARGEST_SINGLE_FILE_BYTES
+    if not external and nbytes > LARGEST_MESSAGE_BYTES:
+        raise OutputError(
+            f"{path}: {nbytes} bytes are more than one ONNX file can hold (2 GiB); save it with "
+            "external data."
+        )
     data_path = path.with_name(path.name + ".data")
     _refuse_own_data(model, path, data_path)
     with _errors_named(path), _replacing(path) as stream:
@@ -51,6 +60,8 @@ def save(model: "Model", path: str | Path, *, external: bool | None = None) -> N
         with _replacing(data_path) as data_stream:
             proto = model.export(_DataWriter(data_stream, data_path.name))
             stream.write(proto.SerializeToString(deterministic=True))
+            # All bytes of both files are on the disk before either takes the place of an old one.
+            _flush(stream)
 
 
 class _DataWriter:
@@ -109,6 +120,11 @@ def _errors_named(path: Path) -> Iterator[None]:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
+def _flush(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when all went well and vanishes otherwise."""
@@ -116,8 +132,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with beside.open("xb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            _flush(stream)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
