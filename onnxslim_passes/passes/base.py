@@ -119,6 +119,13 @@ class Pass(abc.ABC):
     def requires(self, model: Model) -> None:  # noqa: B027  # most passes work on any model
         """Raises UnsupportedModelError, naming tensors or nodes, if `apply` could not work."""
 
+    def preview(self, model: Model) -> tuple[Decision, ...] | None:
+        """What `apply` would decide, as far as that is told at once and without samples.
+
+        None if only `apply` can tell: `inspect` then tries it on a copy, unless it needs samples.
+        """
+        return None
+
     @abc.abstractmethod
     def apply(self, model: Model, context: Context) -> PassResult:
         """Edits `model` in place and accounts for every candidate."""

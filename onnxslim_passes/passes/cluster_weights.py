@@ -64,6 +64,13 @@ class ClusterWeights(Selection, Pass):
             raise ValueError("bits and clusters exclude each other; give one of them")
         return self
 
+    def preview(self, model: Model) -> tuple[Decision, ...]:
+        """The candidates, without the work on them."""
+        return tuple(
+            self._refusal(weight) or Decision(where=weight.where, taken=True, reason="a candidate")
+            for weight in model.weights()
+        )
+
     def apply(self, model: Model, context: Context) -> PassResult:
         """Writes shared values; a decision for every weight of the model, in its order."""
         self.check(model)

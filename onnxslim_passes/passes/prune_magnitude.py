@@ -82,6 +82,13 @@ class PruneMagnitude(Selection, Pass):
             raise ValueError("threshold is counted in each weight's own deviations; drop scope")
         return self
 
+    def preview(self, model: Model) -> tuple[Decision, ...]:
+        """The candidates, without the work on them."""
+        return tuple(
+            self._refusal(weight) or Decision(where=weight.where, taken=True, reason="a candidate")
+            for weight in model.weights()
+        )
+
     def apply(self, model: Model, context: Context) -> PassResult:
         """Writes zeros; a decision for every weight of the model, in its order."""
         self.check(model)

@@ -88,6 +88,17 @@ class QuantizeStatic(Selection, Pass):
         Field(description="quantize where the runtime gains time, or all nodes with weights"),
     ] = "pays"
 
+    def preview(self, model: Model) -> tuple[Decision, ...]:
+        """The nodes that could run on integers; calibration and the runtime decide on them."""
+        work, _ = self._at_opset(model)
+        found = survey(work, self.verdict)
+        sites = [
+            Decision(where=site.where, taken=True, reason="a candidate")
+            for site in found.sites
+            if site.weight is not None
+        ]
+        return (*found.refusals, *sites)
+
     def apply(self, model: Model, context: Context) -> PassResult:
         """Inserts Q/DQ pairs; see `docs/passes/quantize-static.md`."""
         self.check(model)
