@@ -357,6 +357,22 @@ for _kind in ("INT4", "UINT4", "INT2", "UINT2", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", 
     )
 
 
+def _float6(elem_type: int, dtype: Any) -> ModelProto:
+    """The newest element types, which no operator takes yet."""
+    custom = node("Anything", "x W", "y", domain="com.example")
+    tensor = constant("W", np.array([0, 1, 0.5, 2, 1]).astype(dtype))
+    assert tensor.data_type == elem_type
+    main = graph([custom], [value("x", (5,))], [value("y", (5,))], [tensor])
+    return model(main, domains=[helper.make_opsetid("com.example", 1)], ir=13)
+
+
+for _kind, _dtype in (("FLOAT6E2M3", "float6_e2m3fn"), ("FLOAT6E3M2", "float6_e3m2fn")):
+    if _kind in TensorProto.DataType.keys():  # noqa: SIM118  an enumeration, not a dict
+        ZOO[f"constant_{_kind.lower()}"] = functools.partial(
+            _float6, TensorProto.DataType.Value(_kind), getattr(ml_dtypes, _dtype)
+        )
+
+
 @zoo
 def special_floats() -> ModelProto:
     """NaNs with payloads, infinities, negative zero and denormals keep their bits."""
