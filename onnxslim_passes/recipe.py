@@ -91,9 +91,14 @@ def _expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return _expected(inner, [*metadata, *more])
+    nullable = type(None) in get_args(annotation)
+    if nullable:
+        # None last, behind the range: "integer >= 1 or none".
+        kept = [kind for kind in get_args(annotation) if kind is not type(None)]
+        annotation = Union[tuple(kept)]  # noqa: UP007  # made at run time
     words = _type_words(annotation)
     ranges = " and ".join(_ranges(metadata))
-    return f"{words} {ranges}" if ranges else words
+    return f"{words}{' ' if ranges else ''}{ranges}{' or none' if nullable else ''}"
 
 
 def _type_words(annotation: Any) -> str:
@@ -101,9 +106,7 @@ def _type_words(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
     if origin in (Union, types.UnionType):
-        # None last: "integer >= 1 or none" reads better than the order of declaration.
-        kinds = sorted(arguments, key=lambda kind: kind is type(None))
-        return " or ".join(_expected(kind) for kind in kinds)
+        return " or ".join(_expected(kind) for kind in arguments)
     if origin in (tuple, list, frozenset, set):
         kinds = [kind for kind in arguments if kind is not ...]
         return f"list of {_expected(kinds[0])}" if kinds else "list"

@@ -35,6 +35,7 @@ class Example(Pass):
     label: str = ""
     threshold: float | Literal["auto"] = "auto"
     limit: int | None = 7
+    share: Annotated[float | None, Field(gt=0, le=1)] = None
 
     def apply(self, model, context):
         return PassResult(changed=False)
@@ -126,6 +127,7 @@ def test_options_are_described_from_the_fields():
     assert described["fraction"].default == 0.5
     assert described["fraction"].description == "Fraction of zeros."
     assert described["count"].expected == "integer >= 1 or none"
+    assert described["share"].expected == "number > 0 and <= 1 or none"
     assert described["include"].expected == "list of text"
     assert described["threshold"].expected == "number or auto"
 

@@ -38,7 +38,7 @@ class Guards:
         if self.max_drop is not None and metric is None:
             raise UsageError(
                 "--max-drop needs --metric, and a named metric needs --evaluation with labels; "
-                "for example --metric top1 --evaluation test.npz --max-drop 0.01"
+                "for example --metric top1 --evaluation test.npz --max-drop 0.5"
             )
         if self.max_drop is not None and not self.max_drop >= 0:
             raise UsageError(f"--max-drop is {self.max_drop}, expected a number >= 0")

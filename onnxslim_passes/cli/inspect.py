@@ -287,8 +287,10 @@ def _users(uses: list[dict[str, str]]) -> str:
 
 
 def _passes_view(data: dict[str, Any]) -> RenderableType:
-    listed = table("pass", "could", "bytes", "note", right=["bytes"])
+    listed = table("pass", "could change", "file then", "note", right=["could change", "file then"])
     for row in data["passes"]:
-        touched = bytes_text(row["bytes"]) if row["bytes"] else ""
-        listed.add_row(row["name"], Text(row["could"]), touched, Text(row["note"]))
+        looked_at, then = row["looked_at"], row["bytes_after"]
+        could = f"{row['candidates']} of {looked_at}" if looked_at else "nothing"
+        size = bytes_text(then) if then is not None and row["candidates"] else ""
+        listed.add_row(row["name"], could, size, Text(row["note"]))
     return section("What each pass could do, with its default options", listed)

@@ -1,19 +1,18 @@
 """What each pass could do to a model, found in seconds and without samples.
 
-A pass that changes no output is tried on a copy. Of any other pass the candidates are counted: the
-weights that its selection would take.
+A pass that can say so itself (`Pass.preview`) is asked; any other one that needs no samples is
+tried on a copy.
 """
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from onnxslim_passes.errors import OnnxSlimError
 from onnxslim_passes.model import Model
 from onnxslim_passes.passes import PASSES
-from onnxslim_passes.passes.base import Context, Decision, Pass, Stage
-from onnxslim_passes.passes.selection import Selection
+from onnxslim_passes.passes.base import Context, Decision, Pass
 
 __all__ = ["Potential", "potentials"]
 
@@ -24,14 +23,18 @@ class Potential:
 
     Attributes:
         name: of the pass.
-        could: in words, e.g. ``"change 12 of 40 weights"`` or ``"nothing"``.
-        bytes: of the weights it would touch; 0 where that says nothing.
-        note: the commonest reason why candidates are passed over, or what the pass needs.
+        stage: of the pass.
+        candidates: how many it would change.
+        looked_at: how many it would decide on.
+        bytes_after: size of the model after it, if it was tried; None if it was only asked.
+        note: why it cannot work, what it needs, or the commonest reason for passing over.
     """
 
     name: str
-    could: str
-    bytes: int = 0
+    stage: str
+    candidates: int = 0
+    looked_at: int = 0
+    bytes_after: int | None = None
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,41 +49,31 @@ def potentials(model: Model) -> Iterator[Potential]:
 
 
 def _potential(pass_: Pass, model: Model) -> Potential:
+    named = Potential(name=pass_.name, stage=pass_.stage.name.lower())
+    size = None
     try:
         pass_.requires(model)
-        if pass_.lossless and pass_.stage is Stage.PREPARE:
-            return _tried(pass_, model.copy())
+        decisions = pass_.preview(model)
+        if decisions is None and not pass_.needs_samples:
+            work = model.copy()
+            decisions = pass_.apply(work, Context(reference=model)).decisions
+            size = work.nbytes()
     except OnnxSlimError as error:
-        return Potential(name=pass_.name, could="not this model", note=str(error))
-    if isinstance(pass_, Selection):
-        return _counted(pass_, pass_.name, model)
-    return Potential(name=pass_.name, could="decided when it runs", note=pass_.summary)
+        return dataclasses.replace(named, note=f"cannot: {error}")
+    if decisions is None:
+        return dataclasses.replace(named, note="needs --calibration to tell")
+    notes = ["needs --calibration"] if pass_.needs_samples else []
+    return dataclasses.replace(
+        named,
+        candidates=sum(decision.taken for decision in decisions),
+        looked_at=len(decisions),
+        bytes_after=size,
+        note="; ".join([*notes, *_commonest(decisions)]),
+    )
 
 
-def _tried(pass_: Pass, model: Model) -> Potential:
-    decisions = pass_.apply(model, Context(reference=model)).decisions
-    taken = sum(decision.taken for decision in decisions)
-    if not decisions:
-        return Potential(name=pass_.name, could="nothing", note="no candidates")
-    could = f"change {taken} of {len(decisions)} candidates" if taken else "nothing"
-    return Potential(name=pass_.name, could=could, note=_commonest(decisions))
-
-
-def _counted(selection: Selection, name: str, model: Model) -> Potential:
-    weights = model.weights()
-    verdicts = [(weight, selection.verdict(weight)) for weight in weights]
-    chosen = [weight for weight, verdict in verdicts if verdict is None]
-    passed_over = [verdict for _, verdict in verdicts if verdict is not None]
-    could = f"change {len(chosen)} of {len(weights)} weights" if chosen else "nothing"
-    needs = "needs --calibration" if PASSES[name].needs_samples else ""
-    note = "; ".join(part for part in (needs, _commonest(passed_over)) if part)
-    touched = sum(weight.nbytes for weight in chosen)
-    return Potential(name=name, could=could, bytes=touched, note=note)
-
-
-def _commonest(decisions: Iterator[Decision] | list[Decision] | tuple[Decision, ...]) -> str:
+def _commonest(decisions: Sequence[Decision]) -> Iterator[str]:
+    """The commonest reason for passing over, if there is one."""
     reasons = collections.Counter(item.reason for item in decisions if not item.taken)
-    if not reasons:
-        return ""
-    reason, count = reasons.most_common(1)[0]
-    return f"{count} passed over: {reason}"
+    for reason, count in reasons.most_common(1):
+        yield f"{count} passed over: {reason}"

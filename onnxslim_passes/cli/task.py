@@ -45,8 +45,8 @@ def open_task(metric: str, evaluation: str | None, session: Session) -> Metric:
         UsageError: a named metric without evaluation data.
         SamplesError: the data does not fit the model.
     """
-    samples = None
-    if evaluation is not None:
-        samples = Samples.open(evaluation)
-        samples.check(session.inputs)
-    return open_metric(metric, samples)
+    if evaluation is None:
+        return open_metric(metric, None)
+    samples = Samples.open(evaluation)
+    samples.check(session.inputs)
+    return open_metric(metric, samples.labelled)

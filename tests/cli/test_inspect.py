@@ -29,8 +29,11 @@ def test_every_pass_says_what_it_could_do(run, model):
 
     passes = {row["name"]: row for row in run("inspect", model, "--json").json["passes"]}
     assert set(passes) == set(PASSES)
-    assert all(row["could"] for row in passes.values())
-    assert "of 4 weights" in passes["prune-magnitude"]["could"]
+    assert passes["prune-magnitude"]["looked_at"] == 4
+    assert passes["prune-magnitude"]["candidates"] == 1
+    assert passes["quantize-static"]["candidates"] == 2
+    assert "needs --calibration" in passes["quantize-static"]["note"]
+    assert passes["quantize-dynamic"]["bytes_after"] < model.stat().st_size
 
 
 def test_top_limits_the_list_of_weights(run, model):
