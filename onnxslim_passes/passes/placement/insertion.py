@@ -27,6 +27,7 @@ from onnxslim_passes.numerics.affine import (
     quantize_bias,
     weight_grid,
 )
+from onnxslim_passes.passes.placement.operators import SLOW_UPSTREAM
 from onnxslim_passes.passes.placement.sites import Site, Survey
 
 Array = npt.NDArray[Any]
@@ -187,8 +188,12 @@ def _quantize_for(
     graph: Graph, tensor: Variable, takers: list[Node], parameters: tuple[Constant, Constant]
 ) -> None:
     """`tensor` -> Q -> DQ -> the takers; others keep `tensor`."""
+    source = tensor
+    if tensor.inputs and tensor.inputs[0].op in SLOW_UPSTREAM:
+        barrier = graph.add_node("Max", [tensor], outputs=[f"{tensor.name}_float"])
+        source = barrier.outputs[0]
     quantizer = graph.add_node(
-        "QuantizeLinear", [tensor, *parameters], outputs=[f"{tensor.name}_quantized"]
+        "QuantizeLinear", [source, *parameters], outputs=[f"{tensor.name}_quantized"]
     )
     restored = graph.add_node(
         "DequantizeLinear",

@@ -16,6 +16,20 @@ WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 CLAMPS = ("Relu", "Clip")
 """Operators that vanish into a QuantizeLinear behind them: saturation does their work."""
 
+FUSED_INTO_GEMM = frozenset(
+    (
+        *("Elu", "HardSigmoid", "LeakyRelu", "Relu", "Clip", "Selu", "Sigmoid", "Softplus"),
+        *("Softsign", "Tanh", "ThresholdedRelu"),
+    )
+)
+"""Operators that the runtime merges into a float Gemm before it looks at Q/DQ, unless a pair stands
+between: a Gemm in front of one needs an integer output to become an integer kernel."""
+
+SLOW_UPSTREAM = frozenset(("MaxPool",))
+"""Float operators in front of which the runtime moves a QuantizeLinear from behind, although their
+integer kernel is far slower there (MaxPool outside of the layout of integer convolutions: 40x). A
+Max of one tensor, which is a copy, keeps the QuantizeLinear where it was put."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Between:

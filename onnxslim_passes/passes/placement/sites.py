@@ -15,6 +15,7 @@ from onnxslim_passes.model import Constant, Model, Node, Types, Variable, Weight
 from onnxslim_passes.passes.placement.operators import (
     BETWEEN,
     CLAMPS,
+    FUSED_INTO_GEMM,
     WEIGHT_OPERATORS,
     Between,
 )
@@ -32,7 +33,8 @@ class Site:
         node: the node.
         key: the name of its first output before any edit: the same site in a copy of the model.
         inputs: the tensors it takes as data, each once.
-        outputs: the tensors with its results, behind `clamp` where there is one.
+        outputs: the tensors with its results, behind `bias_add` and `clamp` where there are such.
+        integer_output: its kernel needs integers behind it; others give float at no cost.
         clamp: a Relu or Clip behind the node that a QuantizeLinear makes superfluous.
         rule: what the runtime offers, for a node without weights.
         weight: the float constant, for a node with weights.
@@ -47,6 +49,7 @@ class Site:
     key: str
     inputs: tuple[Variable, ...]
     outputs: tuple[Variable, ...]
+    integer_output: bool = True
     clamp: Node | None = None
     rule: Between | None = None
     weight: Constant | None = None
@@ -59,11 +62,6 @@ class Site:
     def where(self) -> str:
         """The node, for messages."""
         return self.node.where
-
-    @property
-    def integer_output(self) -> bool:
-        """Whether its kernel needs integers behind it; products can give float at no cost."""
-        return self.node.op not in ("MatMul", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -215,22 +213,29 @@ def _weight_site(model: Model, node: Node, weight: Weight, types: Types) -> Site
         bias = node.inputs[2]
     bias_add = None
     data = types.of(node.inputs[0])
+    rank_two = data is not None and (data.rank == 2 or data.static)
     if node.op == "MatMul":
         # Scales per column exist for matrices only: the runtime knows no others.
         axis = axis if len(weight.shape) == 2 else None
         bias_add, bias = _bias_behind(model, node, weight.shape[-1])
-    clamp = _clamp_behind(model, node) if node.op == "Conv" else None
+    last = bias_add or node
+    integer_output = node.op in ("Conv", "ConvTranspose")
+    if node.op == "Gemm" or (bias_add is not None and rank_two):
+        taker = _only_taker(model, last.outputs[0])
+        integer_output = taker is not None and taker.op in FUSED_INTO_GEMM
+    clamp = _clamp_behind(model, last) if integer_output and node.op != "ConvTranspose" else None
     return Site(
         node=node,
         key=node.outputs[0].name,
         inputs=(node.inputs[0],),
-        outputs=((clamp or node).outputs[0],),
+        outputs=((clamp or last).outputs[0],),
+        integer_output=integer_output,
         clamp=clamp,
         weight=weight.constant,
         axis=axis,
         bias=bias,
         bias_add=bias_add,
-        rank_two=data is not None and (data.rank == 2 or data.static),
+        rank_two=rank_two,
     )
 
 
