@@ -123,7 +123,9 @@ class Pipeline:
         if samples is not None:
             samples.check(reference.inputs)
         judge = _Judge(reference, samples, seed)
-        context = Context(samples, target, seed, progress, model)
+        context = Context(
+            samples=samples, target=target, seed=seed, progress=progress, reference=model
+        )
         work = model.copy()
         preparations = _fix_overridable(work)
         records = []
