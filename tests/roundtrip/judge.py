@@ -88,11 +88,11 @@ def judge(case: Case, convert: Convert, tally: Tally) -> None:
         tally.verbatim += 1
         return
     found = [str(difference) for difference in compare_models(original, result)]
-    found += _verdicts(case, original, result, tally)
+    found += verdicts(case, original, result, tally)
     tally.problems += [f"{case.name}: {text}" for text in found]
 
 
-def _verdicts(
+def verdicts(
     case: Case, original: onnx.ModelProto, result: onnx.ModelProto, tally: Tally
 ) -> list[str]:
     """Checker, runtime and outputs of both models."""

@@ -302,21 +302,21 @@ for _version in range(7, onnx.defs.onnx_opset_version() + 1):
 # ---------------- constants
 
 
-def _typed_constant(name: str) -> ModelProto:
-    """A constant of five elements (odd: the last byte of packed types is half full)."""
+def typed_constant(name: str, size: int = 5) -> ModelProto:
+    """A constant of `size` elements (odd: the last byte of packed types is half full)."""
     elem_type, dtype, opset = ALL_TYPES[name]
-    tensor = constant("W", np.array([0, 1, 1, 0, 1], np.float32).astype(dtype))
+    tensor = constant("W", (np.arange(size) % 3 % 2).astype(np.float32).astype(dtype))
     nodes = [node("Cast", "W", "w", to=TensorProto.FLOAT), node("Add", "x w", "y")]
-    out = value("y", (5,))
+    out = value("y", (size,))
     if name in COMPLEX_TYPES:
-        nodes, out = [node("Identity", "W", "y")], value("y", (5,), elem_type)
+        nodes, out = [node("Identity", "W", "y")], value("y", (size,), elem_type)
     ir = {21: 10, 24: 12, 25: 13}[opset]
-    return model(graph(nodes, [value("x", (5,))], [out], [tensor]), opset=opset, ir=ir)
+    return model(graph(nodes, [value("x", (size,))], [out], [tensor]), opset=opset, ir=ir)
 
 
 def _typed_constant_node(name: str) -> ModelProto:
     """The same constant in a Constant node."""
-    proto = _typed_constant(name)
+    proto = typed_constant(name)
     tensor = proto.graph.initializer.pop()
     proto.graph.node.insert(0, node("Constant", "", "W", value=tensor))
     return proto
@@ -334,7 +334,7 @@ def _typed_input(name: str) -> ModelProto:
 
 
 for _name in ALL_TYPES:
-    ZOO[f"constant_{_name}"] = functools.partial(_typed_constant, _name)
+    ZOO[f"constant_{_name}"] = functools.partial(typed_constant, _name)
     ZOO[f"constant_node_{_name}"] = functools.partial(_typed_constant_node, _name)
     ZOO[f"input_{_name}"] = functools.partial(_typed_input, _name)
 
