@@ -12,6 +12,7 @@ import pytest
 
 from onnxslim_passes import runtime
 from onnxslim_passes.errors import RuntimeRefusedError
+from onnxslim_passes.model import load
 from onnxslim_passes.runtime import node_runs, open_session, optimized_graph, profile, reason
 
 ADD = """<ir_version: 8, opset_import: ["": 18]>
@@ -33,7 +34,7 @@ def weighted(size: int = 600) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("form", ["proto", "bytes", "path", "str"])
+@pytest.mark.parametrize("form", ["proto", "bytes", "path", "str", "model"])
 def test_every_form_of_model_runs(form: str, tmp_path: Path) -> None:
     proto = parse(ADD)
     onnx.save(proto, tmp_path / "m.onnx")
@@ -42,6 +43,7 @@ def test_every_form_of_model_runs(form: str, tmp_path: Path) -> None:
         "bytes": proto.SerializeToString(),
         "path": tmp_path / "m.onnx",
         "str": str(tmp_path / "m.onnx"),
+        "model": load(proto),
     }[form]
     with open_session(model) as session:
         ones = np.ones((2, 3), np.float32)
@@ -165,11 +167,16 @@ def test_large_models_go_through_a_folder_that_is_removed(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(runtime, "PROTO_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(runtime, "MODEL_LIMIT_BYTES", 1000)
     model = weighted()
     before = model.SerializeToString()
     x = np.eye(600, dtype=np.float32)
     with open_session(model) as session:
         assert [f.name for f in tmp_path.glob("*/*.data")] == ["model.data"]
+        assert session.run({"x": x})["y"][1, 0] > 0
+    assert list(tmp_path.iterdir()) == []
+    with open_session(load(model)) as session:
+        assert len(list(tmp_path.glob("*/*.data"))) == 1
         assert session.run({"x": x})["y"][1, 0] > 0
     assert list(tmp_path.iterdir()) == []
     dropped = open_session(model)
