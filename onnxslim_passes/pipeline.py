@@ -134,6 +134,7 @@ class Pipeline:
         digest = source_sha256(model)
         _write_account(work, model, digest, seed, self.passes, preparations, records)
         fidelity = self._verify_result(work, judge)
+        zstd = None if measure else False
         report = Report(
             source=model.path.name if model.path else "",
             source_sha256=digest,
@@ -144,8 +145,8 @@ class Pipeline:
             passes=tuple(records),
             preparations=preparations,
             fidelity=_fidelity_figures(fidelity),
-            before=asdict(measure_size(model, feed=judge.first_feed, compress=measure)),
-            after=asdict(measure_size(work, feed=judge.first_feed, compress=measure)),
+            before=asdict(measure_size(model, feed=judge.first_feed, zstd=zstd)),
+            after=asdict(measure_size(work, feed=judge.first_feed, zstd=zstd)),
             latency=judge.latency(work) if measure else {},
             warnings=judge.warnings,
         )
