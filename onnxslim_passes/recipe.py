@@ -96,7 +96,8 @@ def _expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         # None last, behind the range: "integer >= 1 or none".
         kept = [kind for kind in get_args(annotation) if kind is not type(None)]
         annotation = Union[tuple(kept)]  # noqa: UP007  # made at run time
-    words = _type_words(annotation)
+    plain = get_origin(annotation) is not Annotated
+    words = _type_words(annotation) if plain else _expected(annotation)
     ranges = " and ".join(_ranges(metadata))
     return f"{words}{' ' if ranges else ''}{ranges}{' or none' if nullable else ''}"
 
@@ -437,9 +438,10 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as TOML with the options that differ from defaults; `from_toml` reads it."""
-        tables = [pass_.to_table() for pass_ in self.passes]
-        document = {"name": self.name, "description": self.description, "pass": tables}
-        return tomli_w.dumps(document)
+        head = tomli_w.dumps({"name": self.name, "description": self.description})
+        # tomli-w would write short tables inline; one below the other is easier to edit.
+        tables = [f"[[pass]]\n{tomli_w.dumps(pass_.to_table())}" for pass_ in self.passes]
+        return "\n".join([head, *tables])
 
 
 def _pass_from_table(table: Any, where: str) -> Pass:
