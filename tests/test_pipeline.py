@@ -1,5 +1,6 @@
 """The pass manager: order, accounts, verification, and what it leaves behind on failure."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -22,6 +23,11 @@ from onnxslim_passes.model import Model, load
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.pipeline import Pipeline
 from onnxslim_passes.report.manifest import read_manifest
+
+
+@pytest.fixture(autouse=True)
+def reproducers_among_the_test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 class Toy(Pass):
@@ -178,7 +184,7 @@ def test_a_pass_that_needs_samples_says_so_before_any_work(model: Model) -> None
 
 def test_samples_that_do_not_fit_are_refused(model: Model) -> None:
     wrong = Samples.from_feeds([{"z": np.ones((1, 32), np.float32)}])
-    with pytest.raises(SamplesError, match="'x'"):
+    with pytest.raises(SamplesError, match="'z' is not an input of the model. It has: x"):
         Pipeline([Scale()]).run(model, samples=wrong)
 
 

@@ -1,1 +1,21 @@
-"""Room of onnxslim_passes."""
+"""The passes, one a file, listed by hand in the order of their stages."""
+
+from onnxslim_passes.passes.base import Pass
+from onnxslim_passes.passes.cluster_weights import ClusterWeights
+from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
+from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
+from onnxslim_passes.passes.quantize_static import QuantizeStatic
+from onnxslim_passes.passes.store_weights import StoreWeights
+
+PASSES: dict[str, type[Pass]] = {
+    kind.name: kind
+    for kind in (
+        PruneMagnitude,
+        ClusterWeights,
+        QuantizeStatic,
+        QuantizeDynamic,
+        StoreWeights,
+    )
+}
+
+__all__ = ["PASSES"]
