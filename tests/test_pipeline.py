@@ -184,7 +184,7 @@ def test_a_pass_that_needs_samples_says_so_before_any_work(model: Model) -> None
 
 def test_samples_that_do_not_fit_are_refused(model: Model) -> None:
     wrong = Samples.from_feeds([{"z": np.ones((1, 32), np.float32)}])
-    with pytest.raises(SamplesError, match="'z' is not an input of the model. It has: x"):
+    with pytest.raises(SamplesError, match=r"'z' is not an input of the model\. It has: x"):
         Pipeline([Scale()]).run(model, samples=wrong)
 
 
