@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from onnxslim_passes import Pipeline, Recipe, Samples, load
-from onnxslim_passes.runtime import Session, open_session
+from onnxslim_passes.evaluation import open_metric
+from onnxslim_passes.runtime import open_session
 
 HERE = Path(__file__).resolve().parent
 CALIBRATION = HERE.parent / "calibration"
@@ -51,15 +52,9 @@ def data(spec: str) -> Samples:
     return Samples.open(f"{CALIBRATION}/{spec}")
 
 
-def top1(session: Session, samples: Samples) -> float:
-    """Fraction of samples told right. The first output holds labels, or a score per class."""
-    right = total = 0
-    for feed, labels in samples.labelled(session.inputs):
-        output = next(iter(session.run(feed).values()))
-        found = output if output.ndim == 1 else output.argmax(axis=1)
-        right += int((found == labels).sum())
-        total += len(labels)
-    return right / total
+def top1(path: Path, samples: Samples) -> float:
+    """Fraction of samples that the model in a file tells right."""
+    return open_metric("top1", samples.labelled)(open_session(path))
 
 
 def recipe(name: str, text: str) -> Recipe:
@@ -72,14 +67,13 @@ def measure(name: str, recipe_name: str | None = None) -> Figures:
     path, about = HERE / name / "model.onnx", expected(name)
     tests = data(about["evaluation"])
     if recipe_name is None:
-        return Figures(top1(open_session(path), tests), path.stat().st_size)
-    passes = recipe(name, recipe_name).passes
-    pipeline = Pipeline(passes)
+        return Figures(top1(path, tests), path.stat().st_size)
+    pipeline = Pipeline(recipe(name, recipe_name).passes)
     result = pipeline.run(load(path), samples=data(about["calibration"]), measure=False)
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / "small.onnx"
         result.model.save(small)
-        return Figures(top1(open_session(small), tests), small.stat().st_size)
+        return Figures(top1(small, tests), small.stat().st_size)
 
 
 def differences(stored: dict[str, Any], found: Figures, *, compressed: bool) -> list[str]:
