@@ -415,13 +415,14 @@ def _cluster_rows(
     results: dict[int, Floats] = {}
     pending: list[tuple[int, int, Histogram, float, Floats]] = []
     for number, row in enumerate(rows):
-        counted = _distinct_counts(row, clusters)
-        if counted is not None:
-            results[number] = counted[0].astype(np.float64)
+        histogram = _histogram(row, max(bins, clusters))
+        if histogram.exact and histogram.points.size <= clusters:
+            results[number] = histogram.points
             continue
-        pinned = keep_zero and not row.astype(bool).all()
-        histogram, exponent = _normalized(_histogram(row[row != 0] if pinned else row, bins))
-        pin = 0.0 if pinned else math.nan
+        pin = math.nan
+        if keep_zero and (row == 0).any():
+            pin, histogram = 0.0, _without_zeros(row, histogram, bins)
+        histogram, exponent = _normalized(histogram)
         start = _initial(histogram, clusters, init, seed, pin)
         pending.append((number, exponent, histogram, pin, start))
     if pending:
@@ -434,6 +435,15 @@ def _cluster_rows(
             row_centroids = np.where(settled[r] == pins[r], 0.0, settled[r] + table.middles[r])
             results[number] = np.ldexp(row_centroids, exponent)
     return [_rounded(results[number], rows.dtype) for number in range(len(rows))]
+
+
+def _without_zeros(row: npt.NDArray[Any], histogram: Histogram, bins: int) -> Histogram:
+    """The histogram of a row that has zeros, without them."""
+    if not histogram.exact:
+        return _histogram(row[row != 0], bins)
+    others = histogram.points != 0
+    points, weights = histogram.points[others], histogram.weights[others]
+    return Histogram(points=points, weights=weights, exact=True)
 
 
 def _normalized(histogram: Histogram) -> tuple[Histogram, int]:
