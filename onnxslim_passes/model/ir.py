@@ -35,6 +35,9 @@ class Variable(gs.Variable):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
+    dtype: np.dtype[Any] | None
+    shape: list[int | str | None] | None
+
     def __init__(self, name: str, info: onnx.ValueInfoProto | None = None) -> None:
         dtype, shape = declared_type(info)
         super().__init__(name, dtype, shape)

@@ -7,9 +7,14 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError, Message
 
-from onnxslim_passes.errors import InvalidModelError
+from onnxslim_passes.errors import InvalidModelError, UnsupportedModelError
 from onnxslim_passes.model.importing import DEFAULT_DOMAINS
 from onnxslim_passes.model.model import Model
+
+# Fields that hold tensors and are copied from file to file as they are.
+_KEPT_VERBATIM = frozenset(
+    {"training_info", "sparse_initializer", "sparse_tensor", "sparse_tensors", "tensors"}
+)
 
 
 def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
@@ -21,6 +26,7 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
     Raises:
         InvalidModelError: not an ONNX model, or truncated.
         ExternalDataError: external data is missing, too short or outside of the model's folder.
+        UnsupportedModelError: external data in a place that saving would not take along.
     """
     if isinstance(source, onnx.ModelProto):
         proto = onnx.ModelProto()
@@ -70,24 +76,32 @@ def _checked(proto: onnx.ModelProto, label: str) -> onnx.ModelProto:
                 f"{label}: opset {entry.version} is not one the installed onnx "
                 f"{onnx.__version__} knows (1 to {newest}); export with a known one or update onnx."
             )
-    _check_text(proto, label)
+    _check_messages(proto, label)
     _check_domains(proto, label)
     return proto
 
 
-def _check_text(proto: onnx.ModelProto, label: str) -> None:
-    """Refuses names that are not UTF-8, which protobuf hands out as bytes: the file is damaged."""
-    pending: list[Any] = [proto]
+def _check_messages(proto: onnx.ModelProto, label: str) -> None:
+    """Refuses damaged text, and external data where nothing would take it along on saving."""
+    pending: list[tuple[Any, bool]] = [(proto, False)]
     while pending:
-        message = pending.pop()
+        message, verbatim = pending.pop()
         if isinstance(message, onnx.TensorProto):  # its other fields may be huge
             _refuse_bytes((message.name, message.doc_string), label)
+            if verbatim and message.data_location == onnx.TensorProto.EXTERNAL:
+                raise UnsupportedModelError(
+                    f"{label}: tensor {message.name!r} has external data inside of training "
+                    "information, a sparse tensor or a list of tensors, which is not supported; "
+                    "save the model with all data in one file first (onnx.load, onnx.save)."
+                )
             continue
         for field, value in message.ListFields():
             if field.type == field.TYPE_STRING:
                 _refuse_bytes((value,) if isinstance(value, str | bytes) else value, label)
             elif field.type == field.TYPE_MESSAGE:
-                pending.extend((value,) if isinstance(value, Message) else value)
+                inside = verbatim or field.name in _KEPT_VERBATIM
+                inner = (value,) if isinstance(value, Message) else value
+                pending.extend((item, inside) for item in inner)
 
 
 def _refuse_bytes(texts: Iterable[str | bytes], label: str) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxslim_passes.errors import ExternalDataError, OutputError
+from onnxslim_passes.errors import ExternalDataError, OutputError, UnsupportedModelError
 from onnxslim_passes.model import load
 
 VALUES = np.arange(4, dtype=np.float32).reshape(2, 2)
@@ -193,6 +194,37 @@ def test_data_replaced_by_a_link_after_loading_is_noticed(folder: Path) -> None:
     (constant,) = model.constants()
     with pytest.raises(ExternalDataError):
         _ = constant.values
+
+
+def _in_training_info(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    model.training_info.add().algorithm.initializer.append(tensor)
+
+
+def _in_a_sparse_initializer(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    model.graph.sparse_initializer.add().values.CopyFrom(tensor)
+
+
+def _in_a_list_of_tensors(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    attribute = model.graph.node[0].attribute.add()
+    attribute.name, attribute.type = "list", onnx.AttributeProto.TENSORS
+    attribute.tensors.append(tensor)
+
+
+@pytest.mark.parametrize(
+    "hide", [_in_training_info, _in_a_sparse_initializer, _in_a_list_of_tensors]
+)
+def test_external_data_that_saving_would_lose_is_refused(
+    folder: Path, hide: Callable[[onnx.ModelProto, TensorProto], None]
+) -> None:
+    path = write_model(folder / "m.onnx", {"location": "w.bin"})
+    model = onnx.load(path, load_external_data=False)
+    hidden = TensorProto()
+    hidden.CopyFrom(model.graph.initializer[0])
+    hidden.name = "hidden"
+    hide(model, hidden)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UnsupportedModelError, match="'hidden' has external data"):
+        load(path)
 
 
 # ---------------- writing
