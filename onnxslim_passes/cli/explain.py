@@ -4,12 +4,13 @@ Everything comes from the manifest that the file carries; the model is not run.
 """
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from onnxslim_passes.cli.common import JsonFlag
@@ -21,9 +22,10 @@ from onnxslim_passes.report.records import Decision
 from onnxslim_passes.report.terminal import (
     pairs,
     print_json,
-    reason_lines,
+    reason_rows,
+    reasons_grid,
     result_console,
-    table,
+    section,
 )
 
 __all__ = ["explain"]
@@ -56,7 +58,7 @@ def explain(
         data, view = _summary_data(manifest), _summary_view(manifest)
     else:
         decided, note = _about(loaded, manifest, name)
-        data, view = _about_data(name, decided, note), _about_view(name, decided, note)
+        data, view = _about_data(name, decided, note), _about_view(decided, note)
     if json:
         print_json(data)
     else:
@@ -96,13 +98,12 @@ def _summary_view(manifest: Manifest) -> RenderableType:
             ("seed", str(manifest.seed)),
         ]
     )
-    parts: list[RenderableType] = [head, Text(), Text("Passes and what they decided", "bold")]
+    parts: list[RenderableType] = [head, Text()]
     for name, options in _steps(manifest):
         mine = [decision for by, decision in manifest.decisions if by == name]
-        taken = sum(decision.taken for decision in mine)
-        parts += [Text(), Text(f"{name}{options}", "bold"), *_reasons(mine, taken)]
+        parts.append(section(f"{name}{options}", _reasons(mine)))
     hint = "One in full: onnxslim-passes explain FILE NAME, or a pattern such as 'conv*'"
-    return Group(*parts, Text(), Text(hint))
+    return Group(*parts, Text(hint))
 
 
 def _steps(manifest: Manifest) -> Iterable[tuple[str, str]]:
@@ -115,42 +116,69 @@ def _steps(manifest: Manifest) -> Iterable[tuple[str, str]]:
         yield str(step["name"]), f" ({', '.join(options)})" if options else ""
 
 
-def _reasons(decisions: list[Decision], taken: int) -> Iterable[Text]:
+def _reasons(decisions: list[Decision]) -> RenderableType:
+    """What was changed and what was left, counted by reason."""
     if not decisions:
-        yield Text("  no candidates")
-        return
-    yield Text(f"  changed {taken} of {len(decisions)} candidates")
-    for word, wanted in (("changed", True), ("left", False)):
-        chosen = [decision for decision in decisions if decision.taken is wanted]
-        yield from (Text(f"  {word} {line}") for line in reason_lines(chosen))
+        return Text("no candidates")
+    return reasons_grid(
+        (word, *row)
+        for word, wanted in (("changed", True), ("left", False))
+        for row in reason_rows(item for item in decisions if item.taken is wanted)
+    )
 
 
 # ---------------- one name
 
 
 def _about(model: Model, manifest: Manifest, name: str) -> tuple[list[Decided], str]:
-    """The decisions on a name, and a note on how they were found.
+    """The decisions on a name, and a note if there are none.
+
+    A node brings the decisions on its weights along, a weight those on the nodes that take it.
 
     Raises:
         UnknownNameError: neither the manifest nor the model knows it; with the nearest name.
     """
-    wanted = [item for item in manifest.decisions if item[1].where == name]
-    if wanted:
-        return wanted, ""
-    nodes = {label: node for node in model.nodes() for label in (node.where, node.name) if label}
-    if name in nodes:
-        sources = _constants_behind(nodes[name])
-        wanted = [item for item in manifest.decisions if item[1].where in sources]
-        note = f"{name} is a {nodes[name].op} node; these are the decisions on its weights."
-        return wanted, note if wanted else f"No pass had {name} or its weights as a candidate."
-    constants = {label for item in model.constants() for label in (item.where, item.name)}
-    if name in constants:
-        return [], f"{name} is a constant of this file; no pass had it as a candidate."
-    matching = [item for item in manifest.decisions if fnmatch.fnmatchcase(item[1].where, name)]
-    if matching:
-        return matching, ""
     places = {decision.where for _, decision in manifest.decisions}
+    nodes = {label: node for node in model.nodes() for label in (node.where, node.name) if label}
+    names = _related(model, nodes, name)
+    decided = [item for item in manifest.decisions if item[1].where in {name, *names}]
+    if decided:
+        return decided, ""
+    if names:
+        return [], f"{name} is in this file, but no pass had it as a candidate."
+    decided = [item for item in manifest.decisions if fnmatch.fnmatchcase(item[1].where, name)]
+    if decided:
+        return decided, ""
+    constants = {label for item in model.constants() for label in (item.where, item.name)}
     raise unknown_name("node or weight", name, sorted(places | set(nodes) | constants))
+
+
+def _related(model: Model, nodes: dict[str, Node], name: str) -> set[str]:
+    """The name itself and what belongs to it in the file; empty if the file has no such name."""
+    if name in nodes:
+        return {name, nodes[name].where, *_constants_behind(nodes[name])}
+    constants = [item for item in model.constants() if name in (item.name, item.where)]
+    if not constants:
+        # A stored or quantized weight goes by other names: w_quantized, w_scale, w_codes...
+        constants = [item for item in model.constants() if item.name.startswith(f"{name}_")]
+    related = {label for item in constants for label in (item.name, item.where)}
+    for node in _takers(constants):
+        related |= {node.where, node.name}
+    return related - {""}
+
+
+def _takers(constants: list[Constant], hops: int = 4) -> Iterator[Node]:
+    """The nodes that take constants, through decoders and Q/DQ of at most so many hops."""
+    tensors: list[Tensor] = list(constants)
+    for _ in range(hops):
+        taken_by = dict.fromkeys(node for tensor in tensors for node in tensor.outputs)
+        yield from taken_by
+        tensors = [
+            tensor
+            for node in taken_by
+            if all(isinstance(item, Constant) or item in tensors for item in node.inputs)
+            for tensor in node.outputs
+        ]
 
 
 def _constants_behind(node: Node) -> set[str]:
@@ -185,15 +213,25 @@ def _about_data(name: str, decided: list[Decided], note: str) -> dict[str, Any]:
     }
 
 
-def _about_view(name: str, decided: list[Decided], note: str) -> RenderableType:
+def _about_view(decided: list[Decided], note: str) -> RenderableType:
+    """One block a place, one entry a decision; reads well at any width."""
     if not decided:
         return Text(note)
-    listed = table("where", "pass", "changed", "why", "figures")
-    for by, decision in decided:
-        figures = ", ".join(f"{key} {_figure(value)}" for key, value in decision.figures.items())
-        cells = (decision.where, by, "yes" if decision.taken else "no", decision.reason, figures)
-        listed.add_row(*(Text(cell) for cell in cells))
-    return Group(Text(note or name, "bold"), listed)
+    parts: list[RenderableType] = []
+    for place in dict.fromkeys(decision.where for _, decision in decided):
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        for by, decision in decided:
+            if decision.where == place:
+                word = "changed" if decision.taken else "left"
+                grid.add_row(Text(by), word, Text(decision.reason))
+                figures = ", ".join(f"{k} {_figure(v)}" for k, v in decision.figures.items())
+                if figures:
+                    grid.add_row("", "", Text(figures, "dim"))
+        parts.append(section(place, grid))
+    return Group(*parts)
 
 
 def _figure(value: float | str) -> str:

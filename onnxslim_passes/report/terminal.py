@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr and only if that is a terminal.
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from types import TracebackType
@@ -35,7 +36,8 @@ __all__ = [
     "headline",
     "pairs",
     "print_json",
-    "reason_lines",
+    "reason_rows",
+    "reasons_grid",
     "report_view",
     "result_console",
     "seconds_text",
@@ -216,6 +218,7 @@ class TerminalProgress:
 SHOWN_REASONS = 4
 
 _SAME_SPEED = 0.05
+_NUMBER = re.compile(r"\d[\d.,]*")
 
 
 def headline(report: Report, output: str) -> str:
@@ -234,9 +237,6 @@ def headline(report: Report, output: str) -> str:
     if report.fidelity:
         decibels = report.fidelity["sqnr_db"]
         parts.append("identical outputs" if decibels == math.inf else f"{db_text(decibels)} SQNR")
-    if report.metric:
-        metric = report.metric
-        parts.append(f"{metric['name']} {metric['before']:.4g} -> {metric['after']:.4g}")
     return ", ".join(parts)
 
 
@@ -252,6 +252,10 @@ def speed_text(speedup: float) -> str:
 def report_view(report: Report, output: str) -> RenderableType:
     """The whole report for a person: headline, figures, passes, what was passed over, warnings."""
     parts: list[RenderableType] = [Text(headline(report, output), "bold")]
+    if report.metric:
+        metric = report.metric
+        change = f"{metric['before']:.4g} -> {metric['after']:.4g}, drop {metric['drop']:.2g}"
+        parts.append(Text(f"{metric['name']} {change}", "bold"))
     parts += [Text(f"warning: {line}", "yellow") for line in report.warnings]
     parts += [Text(), _figures_view(report), Text()]
     if report.fidelity:
@@ -281,7 +285,7 @@ def _figures_view(report: Report) -> RenderableType:
     if report.metric:
         metric = report.metric
         values = f"{metric['before']:.4g}", f"{metric['after']:.4g}"
-        listed.add_row(metric["name"], *values, f"drop {metric['drop']:.2g}")
+        listed.add_row(metric["name"], *values, "")
     return listed
 
 
@@ -328,28 +332,43 @@ def _with_options(record: PassRecord) -> str:
 
 def _passed_over_views(report: Report) -> Iterator[RenderableType]:
     """What each pass left alone and why, the commonest reasons first."""
-    lines = []
-    for record in report.passes:
-        left = [decision for decision in record.decisions if not decision.taken]
-        lines += [f"{record.name}: {text}" for text in reason_lines(left)]
-    if lines:
-        yield section("Passed over, and why", *(Text(f"  {line}") for line in lines))
+    rows = [
+        (record.name, *row)
+        for record in report.passes
+        for row in reason_rows(decision for decision in record.decisions if not decision.taken)
+    ]
+    if rows:
+        yield section("Passed over, and why", reasons_grid(rows))
 
 
-def reason_lines(decisions: Iterable[Decision], shown: int = SHOWN_REASONS) -> list[str]:
-    """Decisions counted by reason: ``"12: too small, e.g. conv1.bias"``."""
-    found: dict[str, list[str]] = {}
+def reasons_grid(rows: Iterable[tuple[str, int, str]]) -> RenderableType:
+    """Label, count and reason in columns, so that long reasons stay readable."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, count, reason in rows:
+        grid.add_row(Text(label), str(count), Text(reason))
+    return grid
+
+
+def reason_rows(decisions: Iterable[Decision], shown: int = SHOWN_REASONS) -> list[tuple[int, str]]:
+    """Decisions counted by reason, the commonest first, each with an example.
+
+    Reasons that differ only in their numbers count as one.
+    """
+    found: dict[str, list[Decision]] = {}
     for decision in decisions:
-        found.setdefault(decision.reason, []).append(decision.where)
-    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
-    lines = []
-    for reason, places in ordered[:shown]:
-        example = f"e.g. {places[0]}" if len(places) > 1 else places[0]
-        lines.append(f"{len(places)}: {reason} ({example})")
-    rest = sum(len(places) for _, places in ordered[shown:])
-    if rest:
-        lines.append(f"{rest}: other reasons")
-    return lines
+        found.setdefault(_NUMBER.sub("#", decision.reason), []).append(decision)
+    ordered = sorted(found.values(), key=len, reverse=True)
+    rows = []
+    for alike in ordered[:shown]:
+        first, same = alike[0], len({decision.reason for decision in alike}) == 1
+        example = f"e.g. {first.where}" if len(alike) > 1 else first.where
+        text = f"{first.reason} ({example})" if same else f"such as {first.where}: {first.reason}"
+        rows.append((len(alike), text))
+    rest = sum(map(len, ordered[shown:]))
+    return [*rows, (rest, "for other reasons")] if rest else rows
 
 
 def _notes(report: Report) -> Iterator[RenderableType]:

@@ -154,9 +154,10 @@ def test_the_headline_leaves_out_what_was_not_measured():
     assert terminal.headline(same, "o.onnx").endswith(", identical outputs")
 
 
-def test_the_headline_has_the_metric():
-    metric = {"name": "top1", "before": 0.98, "after": 0.97, "drop": 0.01}
-    assert terminal.headline(report(metric=metric), "o.onnx").endswith(", top1 0.98 -> 0.97")
+def test_the_metric_stands_in_the_second_line():
+    metric = {"name": "top1", "before": 98.5, "after": 98.25, "drop": 0.25}
+    text = shown(terminal.report_view(report(metric=metric), "o.onnx"))
+    assert text.splitlines()[1] == "top1 98.5 -> 98.25, drop 0.25"
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -166,14 +167,21 @@ def test_the_report_for_a_person_has_figures_passes_and_reasons(width):
     assert "warning: Careful." in text
     assert "prune-magnitude (sparsity=0.8)" in text
     assert "1 of 4" in text
-    assert "prune-magnitude: 2: a bias is never pruned (e.g. conv1.bias)" in text
-    assert "1: too small: 12 elements (w[0])" in text
+    assert "prune-magnitude  2  a bias is never pruned (e.g. conv1.bias)" in text
+    assert "prune-magnitude  1  too small: 12 elements (w[0])" in text
     assert "unstructured zeros shrink the file, not the time" in text
     assert max(map(len, text.splitlines())) <= width
 
 
 def test_reasons_beyond_the_first_few_are_counted():
-    decisions = [Decision(where=f"w{n}", taken=False, reason=f"reason {n}") for n in range(7)]
-    lines = terminal.reason_lines(decisions, shown=4)
-    assert len(lines) == 5
-    assert lines[-1] == "3: other reasons"
+    decisions = [Decision(where=name, taken=False, reason=name) for name in "abcdefg"]
+    rows = terminal.reason_rows(decisions, shown=4)
+    assert len(rows) == 5
+    assert rows[-1] == (3, "for other reasons")
+
+
+def test_reasons_that_differ_in_numbers_only_count_as_one():
+    decisions = [
+        Decision(where=f"w{n}", taken=False, reason=f"{n} values, 0.{n}% zeros") for n in range(3)
+    ]
+    assert terminal.reason_rows(decisions) == [(3, "such as w0: 0 values, 0.0% zeros")]
