@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from onnxslim_passes.calibration.run import TensorRange, collect_ranges
 from onnxslim_passes.errors import SamplesError, UnsupportedModelError
-from onnxslim_passes.model import Model, Variable
+from onnxslim_passes.model import Model, Node, Variable
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.placement import (
     CPU,
@@ -90,8 +91,7 @@ class QuantizeStatic(Selection, Pass):
 
     def preview(self, model: Model) -> tuple[Decision, ...]:
         """The nodes that could run on integers; calibration and the runtime decide on them."""
-        work, _ = self._at_opset(model)
-        found = survey(work, self.verdict)
+        found = self._survey(model)
         sites = [
             Decision(where=site.where, taken=True, reason="a candidate")
             for site in found.sites
@@ -103,7 +103,7 @@ class QuantizeStatic(Selection, Pass):
         """Inserts Q/DQ pairs; see `docs/passes/quantize-static.md`."""
         self.check(model)
         work, converted = self._at_opset(model)
-        found = survey(work, self.verdict)
+        found = self._survey(work)
         if not found.sites:
             return PassResult(changed=False, decisions=found.refusals)
         ranges = self._calibrate(work, found, context)
@@ -114,6 +114,13 @@ class QuantizeStatic(Selection, Pass):
                 model.convert_opset(work.opset)
             self._insert(model, placed.chosen, ranges, context)
         return PassResult(changed=bool(placed.chosen), decisions=(*found.refusals, *decisions))
+
+    def _survey(self, model: Model) -> Survey:
+        def is_excluded(node: Node) -> bool:
+            labels = {node.name, node.where} - {""}
+            return any(fnmatchcase(label, pattern) for label in labels for pattern in self.exclude)
+
+        return survey(model, self.verdict, is_excluded)
 
     def _at_opset(self, model: Model) -> tuple[Model, bool]:
         """The model, or a copy with an opset in which the pairs can be written."""
@@ -182,7 +189,7 @@ class QuantizeStatic(Selection, Pass):
         context: Context,
     ) -> Inserted:
         limits: Ranges = {name: (known.lo, known.hi) for name, known in ranges.items()}
-        found = survey(model, self.verdict)
+        found = self._survey(model)
         made = [t for s in found.sites if s.key in chosen and s.integer_output for t in s.outputs]
         limits = without_flat_ends(model, made, limits)
         return insert_pairs(model, found, chosen, limits, self._scheme(context))

@@ -10,7 +10,7 @@ Weights become int8 (or uint8) initializers behind a DequantizeLinear; biases in
 int32 bias would come close to saturation.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,7 +254,7 @@ def _grid_for_biases(
     grid = weight_grid(values, scheme.weights, axis, levels=scheme.weight_levels)
     scale = grid.scale
     for site in users:
-        bias = _bias_values(site, _channels(site, values))
+        bias = _bias_values(site, _channels(site, values.shape))
         if bias is not None:
             least = minimum_weight_scale(bias, float(grids[site.inputs[0]].scale))
             scale = np.maximum(scale, least if axis is not None else least.max())
@@ -268,11 +268,11 @@ def _grid_for_biases(
     )
 
 
-def _channels(site: Site, values: Array) -> int:
-    """How many output channels a site has."""
+def _channels(site: Site, shape: Sequence[int]) -> int:
+    """How many output channels a site with a weight of this shape has."""
     if site.node.op == "ConvTranspose":
-        return int(values.shape[1] * site.node.attr("group", 1))
-    return int(values.shape[-1 if site.axis is None else site.axis])
+        return int(shape[1] * site.node.attr("group", 1))
+    return shape[-1 if site.axis is None else site.axis]
 
 
 def _weight_codes(
@@ -298,25 +298,28 @@ def _weight_codes(
 
 def _insert_bias(graph: Graph, site: Site, data: AffineGrid, weight: AffineGrid) -> None:
     """The bias as int32, where the runtime takes it; a MatMul's stays float behind 3-D data."""
-    owner = site.bias_add or site.node
+    assert site.weight is not None  # it has just been quantized
+    values = _bias_values(site, _channels(site, site.weight.shape))
     if site.node.op == "Gemm":
+        # They are in the stored weight and bias now.
         site.node.attrs.pop("alpha", None)
         site.node.attrs.pop("beta", None)
-    if site.bias is None or (site.bias_add is not None and not site.rank_two):
+    if site.bias is None or values is None or (site.bias_add is not None and not site.rank_two):
         return
-    channels = _channels(site, np.empty(site.weight.shape if site.weight else ()))
-    values = _bias_values(site, channels)
-    assert values is not None  # `site.bias` is set
     scale = bias_scale(data.scale, weight.scale)
-    codes = quantize_bias(values, float(data.scale), weight.scale)
     hint = site.bias.name
     inputs = [
-        graph.add_constant(f"{hint}_quantized", codes),
+        graph.add_constant(
+            f"{hint}_quantized", quantize_bias(values, float(data.scale), weight.scale)
+        ),
         graph.add_constant(f"{hint}_scale", scale),
     ]
-    attrs = {"axis": 0} if scale.ndim else {}
     restored = graph.add_node(
-        "DequantizeLinear", inputs, outputs=[f"{hint}_dequantized"], attrs=attrs
+        "DequantizeLinear",
+        inputs,
+        outputs=[f"{hint}_dequantized"],
+        attrs={"axis": 0} if scale.ndim else {},
     )
+    owner = site.bias_add or site.node
     index = next(i for i, tensor in enumerate(owner.inputs) if tensor is site.bias)
     owner.inputs[index] = restored.outputs[0]

@@ -5,7 +5,7 @@ quantized. Nodes with weights are sites by themselves; nodes between them only w
 in and are wanted behind, which is found by taking away those that fail until none does.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,27 +89,44 @@ class Survey:
         return takers
 
 
-def survey(model: Model, verdict: Verdict) -> Survey:
-    """Finds the sites of the main graph; the same model gives the same keys."""
+def survey(
+    model: Model, verdict: Verdict, is_excluded: Callable[[Node], bool] = lambda node: False
+) -> Survey:
+    """Finds the sites of the main graph; the same model gives the same keys.
+
+    Args:
+        model: stays as it is.
+        verdict: why a weight is not to be touched.
+        is_excluded: whether a node without weights is to be left alone.
+    """
     types = model.types()
     weights = {weight.constant: weight for weight in model.weights()}
     quantized = _has_quantized_activations(model)
-    sites, refusals = [], []
-    for node in model.nodes():
-        if node.domain or node.op not in WEIGHT_OPERATORS:
-            continue
+    reasons: dict[Node, str] = {}
+    nodes = [n for n in model.nodes() if not n.domain and n.op in WEIGHT_OPERATORS]
+    for node in nodes:
         reason = _refusal(model, node, weights, types, quantized=quantized)
         if reason is None:
             decision = verdict(weights[_weight_of(node)])
-            if decision is None:
-                sites.append(_weight_site(model, node, weights[_weight_of(node)], types))
-                continue
-            reason = decision.reason
-        refusals.append(Decision(where=node.where, taken=False, reason=reason))
+            reason = decision.reason if decision is not None else None
+        if reason is not None:
+            reasons[node] = reason
+    for node in [node for node in nodes if node not in reasons]:
+        others = [use.node for use in weights[_weight_of(node)].uses if use.node in reasons]
+        if others:
+            reasons[node] = f"it shares its weight with {others[0].where}, which stays in float"
+    sites = [
+        _weight_site(model, node, weights[_weight_of(node)], types)
+        for node in nodes
+        if node not in reasons
+    ]
     if sites:
         order = {node: number for number, node in enumerate(model.graph.nodes)}
-        sites.extend(_between_sites(model, types, sites))
+        sites.extend(_between_sites(model, types, sites, is_excluded))
         sites.sort(key=lambda site: order[site.node])
+    refusals = [
+        Decision(where=node.where, taken=False, reason=reason) for node, reason in reasons.items()
+    ]
     return Survey(tuple(sites), tuple(refusals))
 
 
@@ -135,10 +152,8 @@ def _refusal(
     """Why a node with weights cannot run on integers, or None."""
     if node.graph is not model.graph:
         place = "a function" if node.graph.is_function else "the body of a control-flow node"
-        return (
-            f"it stands in {place}, where activations cannot be calibrated; "
-            "quantize-dynamic needs no calibration"
-        )
+        hint = "; quantize-dynamic needs no calibration" if node.op in ("MatMul", "Gemm") else ""
+        return f"it stands in {place}, where activations are not calibrated{hint}"
     if quantized:
         return "the model has quantized activations already; start from the float model"
     left, right = node.inputs[0], node.inputs[1]
@@ -288,13 +303,19 @@ def _clip_limits(node: Node) -> tuple[float | None, float | None]:
 # ---------------- nodes between
 
 
-def _between_sites(model: Model, types: Types, weight_sites: Iterable[Site]) -> list[Site]:
+def _between_sites(
+    model: Model,
+    types: Types,
+    weight_sites: Sequence[Site],
+    is_excluded: Callable[[Node], bool],
+) -> list[Site]:
     """Nodes with integers on both sides: taken away until all have them."""
     taken: set[Node] = set()
     for site in weight_sites:
         taken.update(node for node in (site.clamp, site.bias_add) if node is not None)
-    candidates = [_between_site(model, node, types) for node in model.graph.nodes]
-    sites = [site for site in candidates if site is not None and site.node not in taken]
+    nodes = [node for node in model.graph.nodes if node not in taken and not is_excluded(node)]
+    candidates = [_between_site(model, node, types) for node in nodes]
+    sites = [site for site in candidates if site is not None]
     while True:
         everything = (*weight_sites, *sites)
         made = {tensor for site in everything if site.integer_output for tensor in site.outputs}
