@@ -134,7 +134,7 @@ def _unfit(node: Node, types: Types) -> str | None:
         return _unfit_constant(node, _weight_of(node)) or _unfit_gather(node)
     left, right = node.inputs[0], node.inputs[1]
     if not isinstance(right, Constant):
-        return _not_constant(left, right)
+        return _not_constant(node, left, right)
     if isinstance(left, Constant):
         return "it takes constants only; run fold-constants first"
     known = types.of(left)
@@ -151,7 +151,7 @@ def _unfit_gather(node: Node) -> str | None:
     return None
 
 
-def _not_constant(left: Variable | Constant, right: Variable) -> str:
+def _not_constant(node: Node, left: Variable | Constant, right: Variable) -> str:
     maker = right.inputs[0] if right.inputs else None
     if maker is not None and maker.op == "DequantizeLinear":
         return "its weight is stored as integers behind DequantizeLinear already"
@@ -159,8 +159,8 @@ def _not_constant(left: Variable | Constant, right: Variable) -> str:
         return f"its weight comes through {maker.op} {maker.name!r}; run fold-constants first"
     if isinstance(left, Constant):
         return "the weight is its first operand, for which the runtime has no integer kernel"
-    if maker is None:
-        return "its weight is an input of the graph or function that it stands in"
+    if maker is None and node.graph.is_function:
+        return "its second operand is an input of the function that it stands in"
     return "both operands are activations"
 
 
