@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,13 @@ from onnxslim_passes.errors import (
     UsageError,
     VerificationError,
 )
-from onnxslim_passes.evaluation import Fidelity, compare_latency, compare_outputs, measure_size
+from onnxslim_passes.evaluation import (
+    Fidelity,
+    compare_latency,
+    compare_outputs,
+    count_parameters,
+    measure_size,
+)
 from onnxslim_passes.model import Model, check_model
 from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, Stage
 from onnxslim_passes.passes.store_weights import StoreWeights
@@ -129,12 +135,19 @@ class Pipeline:
         work = model.copy()
         preparations = _fix_overridable(work)
         records = []
-        for index in range(len(self.passes)):
+        unstored = work
+        for index, pass_ in enumerate(self.passes):
+            if pass_.stage == Stage.STORE:
+                unstored = work.copy()
             records.append(self._run_pass(index, work, context, judge))
         digest = source_sha256(model)
         _write_account(work, model, digest, seed, self.passes, preparations, records)
         fidelity = self._verify_result(work, judge)
         zstd = None if measure else False
+        size = measure_size(work, feed=judge.first_feed, zstd=zstd)
+        # Codes and tables of a stored weight are no parameters: count what they stand for.
+        parameters, nonzero = count_parameters(unstored)
+        size = replace(size, parameters=parameters, nonzero_parameters=nonzero)
         report = Report(
             source=model.path.name if model.path else "",
             source_sha256=digest,
@@ -146,7 +159,7 @@ class Pipeline:
             preparations=preparations,
             fidelity=_fidelity_figures(fidelity),
             before=asdict(measure_size(model, feed=judge.first_feed, zstd=zstd)),
-            after=asdict(measure_size(work, feed=judge.first_feed, zstd=zstd)),
+            after=asdict(size),
             latency=judge.latency(work) if measure else {},
             warnings=judge.warnings,
         )

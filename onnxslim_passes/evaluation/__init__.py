@@ -3,7 +3,7 @@
 from onnxslim_passes.evaluation.fidelity import Fidelity, OutputFidelity, compare_outputs
 from onnxslim_passes.evaluation.latency import Latency, compare_latency
 from onnxslim_passes.evaluation.metrics import METRICS, Metric, open_metric
-from onnxslim_passes.evaluation.sizes import ModelSize, measure_size
+from onnxslim_passes.evaluation.sizes import ModelSize, count_parameters, measure_size
 
 __all__ = [
     "METRICS",
@@ -14,6 +14,7 @@ __all__ = [
     "OutputFidelity",
     "compare_latency",
     "compare_outputs",
+    "count_parameters",
     "measure_size",
     "open_metric",
 ]
