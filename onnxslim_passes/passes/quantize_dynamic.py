@@ -12,6 +12,7 @@ from onnxslim_passes.errors import UnsupportedModelError
 from onnxslim_passes.model import Constant, Graph, Model, Node, Types, Use, Variable, Weight
 from onnxslim_passes.numerics.affine import AffineGrid, quantize, weight_grid
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.embeddings import EmbeddingRewriter, is_embedding, objection
 from onnxslim_passes.passes.selection import Selection
 
 _OPSET = 11  # the first with DynamicQuantizeLinear
@@ -91,7 +92,7 @@ class QuantizeDynamic(Selection, Pass):
         types = model.types()
         weights = {weight.constant: weight for weight in model.weights()}
         refused: dict[Node, str] = {}
-        nodes = [node for node in model.nodes() if _has_weight(node, weights)]
+        nodes = [node for node in model.nodes() if _has_weight(node)]
         for node in nodes:
             reason = self._refusal(node, weights, types)
             if reason is not None:
@@ -116,22 +117,19 @@ class QuantizeDynamic(Selection, Pass):
         return verdict.reason if verdict is not None else None
 
 
-def _has_weight(node: Node, weights: dict[Constant, Weight]) -> bool:
+def _has_weight(node: Node) -> bool:
     """Whether a node is one that a user would expect to see quantized."""
     if node.domain:
         return False
     if node.op in _PRODUCTS:
         return True
-    if node.op == "Gather":
-        table = node.inputs[0]
-        return isinstance(table, Constant) and table in weights and len(table.shape) == 2
-    return node.op in _NOT_DYNAMIC
+    return is_embedding(node) or node.op in _NOT_DYNAMIC
 
 
 def _unfit(node: Node, types: Types) -> str | None:
     """Why a MatMul, Gemm or Gather cannot be rewritten, or None."""
     if node.op == "Gather":
-        return _unfit_constant(node, _weight_of(node)) or _unfit_gather(node)
+        return objection(node)
     left, right = node.inputs[0], node.inputs[1]
     if not isinstance(right, Constant):
         return _not_constant(node, left, right)
@@ -142,13 +140,7 @@ def _unfit(node: Node, types: Types) -> str | None:
         return "its data is a vector, which MatMulInteger does not take"
     if node.graph.opset < _OPSET and node.graph.is_function:
         return f"its function has opset {node.graph.opset}; opset {_OPSET} is needed"
-    return _unfit_constant(node, right) or _unfit_addend(node)
-
-
-def _unfit_gather(node: Node) -> str | None:
-    if int(node.attr("axis", 0)) not in (0, -2):
-        return f"it gathers along axis {node.attr('axis')}, not rows"
-    return None
+    return _unfit_constant(right) or _unfit_addend(node)
 
 
 def _not_constant(node: Node, left: Variable | Constant, right: Variable) -> str:
@@ -164,7 +156,7 @@ def _not_constant(node: Node, left: Variable | Constant, right: Variable) -> str
     return "both operands are activations"
 
 
-def _unfit_constant(node: Node, constant: Constant) -> str | None:
+def _unfit_constant(constant: Constant) -> str | None:
     if constant.dtype != np.dtype(np.float32):
         return f"its weight is {constant.dtype.name}; only float32 is quantized"
     if constant.input_info is not None:
@@ -213,24 +205,23 @@ class _Rewriter:
         self._levels = (-64, 63) if narrow else None
         self._activations: dict[tuple[Graph, Variable], Node] = {}
         self._weights: dict[tuple[Constant, bool, float], tuple[Constant, Constant, Constant]] = {}
-        self._tables: dict[Constant, tuple[Constant, Constant]] = {}
+        self._embeddings = EmbeddingRewriter()
 
     def rewrite(self, node: Node) -> Decision:
         """Replaces one MatMul, Gemm or Gather."""
-        weight = _weight_of(node)
-        figures = {"weights": weight.size, "before_bytes": weight.nbytes}
-        where = node.where
         if node.op == "Gather":
-            result = self._gather(node, weight)
-            reason = "int8 rows with a scale each"
-        else:
-            result = self._product(node, weight)
-            scales = "column" if self._per_channel else "tensor"
-            reason = f"int8 weights with a scale per {scales}, activation scale at run time"
-        output = node.outputs[0]
+            return self._embeddings.rewrite(node)
+        weight, where, output = _weight_of(node), node.where, node.outputs[0]
+        result = self._product(node, weight)
         node.graph.remove_node(node)
         result.outputs[0] = output
-        return Decision(where=where, taken=True, reason=reason, figures=figures)
+        scales = "column" if self._per_channel else "tensor"
+        return Decision(
+            where=where,
+            taken=True,
+            reason=f"int8 weights with a scale per {scales}, activation scale at run time",
+            figures={"weights": weight.size, "before_bytes": weight.nbytes},
+        )
 
     # ---- products
 
@@ -307,28 +298,3 @@ class _Rewriter:
         if isinstance(addend, Constant) and beta != 1:
             return node.graph.add_constant(f"{addend.name}_scaled", addend.values * beta)
         return addend
-
-    # ---- embeddings
-
-    def _gather(self, node: Node, table: Constant) -> Node:
-        """The last node of the integer form of a Gather of rows."""
-        graph, hint = node.graph, node.outputs[0].name
-        codes, scale = self._row_codes(table)
-        indices = node.inputs[1]
-        rows = graph.add_node("Gather", [codes, indices], outputs=[f"{hint}_integer"]).outputs[0]
-        scales = graph.add_node("Gather", [scale, indices], outputs=[f"{hint}_scale"]).outputs[0]
-        attrs = {"to": onnx.TensorProto.FLOAT}
-        rows = graph.add_node("Cast", [rows], outputs=[f"{hint}_cast"], attrs=attrs).outputs[0]
-        return graph.add_node("Mul", [rows, scales], outputs=[f"{hint}_scaled"])
-
-    def _row_codes(self, table: Constant) -> tuple[Constant, Constant]:
-        """int8 codes (R, D) and float32 scale (R, 1)."""
-        if table not in self._tables:
-            owner = table.owner
-            assert owner is not None  # every constant of a loaded model has one
-            grid = weight_grid(table.values, np.int8, 0)
-            self._tables[table] = (
-                owner.add_constant(f"{table.name}_quantized", quantize(table.values, grid)),
-                owner.add_constant(f"{table.name}_scale", grid.scale[:, None]),
-            )
-        return self._tables[table]

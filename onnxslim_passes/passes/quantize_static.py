@@ -13,6 +13,12 @@ from onnxslim_passes.calibration.run import TensorRange, collect_ranges
 from onnxslim_passes.errors import SamplesError, UnsupportedModelError
 from onnxslim_passes.model import Model, Node, Variable
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.embeddings import (
+    EmbeddingRewriter,
+    is_embedding,
+    keeps_float,
+    objection,
+)
 from onnxslim_passes.passes.placement import (
     CPU,
     Inserted,
@@ -89,6 +95,10 @@ class QuantizeStatic(Selection, Pass):
         Field(description="quantize where the runtime gains time, or all nodes with weights"),
     ] = "pays"
 
+    embeddings: Annotated[
+        bool, Field(description="store embedding tables (Gather) as int8 rows with a scale each")
+    ] = True
+
     def preview(self, model: Model) -> tuple[Decision, ...]:
         """The nodes that could run on integers; calibration and the runtime decide on them."""
         found = self._survey(model)
@@ -102,6 +112,14 @@ class QuantizeStatic(Selection, Pass):
     def apply(self, model: Model, context: Context) -> PassResult:
         """Inserts Q/DQ pairs; see `docs/passes/quantize-static.md`."""
         self.check(model)
+        pairs = self._quantize_sites(model, context)
+        tables = self._quantize_embeddings(model)
+        return PassResult(
+            changed=pairs.changed or tables.changed,
+            decisions=(*pairs.decisions, *tables.decisions),
+        )
+
+    def _quantize_sites(self, model: Model, context: Context) -> PassResult:
         work, converted = self._at_opset(model)
         found = self._survey(work)
         if not found.sites:
@@ -114,6 +132,29 @@ class QuantizeStatic(Selection, Pass):
                 model.convert_opset(work.opset)
             self._insert(model, placed.chosen, ranges, context)
         return PassResult(changed=bool(placed.chosen), decisions=(*found.refusals, *decisions))
+
+    def _quantize_embeddings(self, model: Model) -> PassResult:
+        """Tables that are taken by Gather alone."""
+        weights = {weight.constant: weight for weight in model.weights()}
+        rewriter, decisions = EmbeddingRewriter(), []
+        for node in [node for node in model.nodes() if is_embedding(node)]:
+            weight = weights[node.inputs[0]]
+            verdict = self.verdict(weight)
+            others = [use.node.where for use in weight.uses if keeps_float(use)]
+            if not self.embeddings:
+                reason: str | None = "embeddings=false"
+            elif others:
+                reason = f"its table also feeds {others[0]}, so that a float copy would stay"
+            else:
+                reason = verdict.reason if verdict is not None else objection(node)
+            if reason is None:
+                decisions.append(rewriter.rewrite(node))
+            else:
+                decisions.append(Decision(where=node.where, taken=False, reason=reason))
+        changed = any(decision.taken for decision in decisions)
+        if changed:
+            model.remove_unused()
+        return PassResult(changed=changed, decisions=tuple(decisions))
 
     def _survey(self, model: Model) -> Survey:
         def is_excluded(node: Node) -> bool:

@@ -393,6 +393,21 @@ def test_names_of_outputs_and_conversions_are_kept() -> None:
     assert any("DequantizeLinear stays" in reason and "Erf" in reason for reason in stay)
 
 
+def test_embeddings_become_int8_rows() -> None:
+    text = graph("e = Gather(t, i) y = MatMul(e, w)", shape="1").replace("float[1] x", "int64[N] i")
+    weights = {"t": noise(160, 64), "w": noise(64, 256)}
+    model = build(text.replace("float[]", "float[A, B]"), **weights)
+    reference, feed = model.copy(), {"i": np.arange(160)}
+    result = quantize(model, [feed])
+    assert result.changed
+    assert all(c.dtype != np.float32 or c.size <= 256 for c in model.constants())
+    assert sqnr_db(run(reference, feed), run(model, feed)) > 30
+    model = build(text.replace("float[]", "float[A, B]"), **weights)
+    assert "embeddings=false" in {
+        d.reason for d in quantize(model, [feed], embeddings=False).decisions
+    }
+
+
 def test_options_leave_nodes_and_weights_alone() -> None:
     body = f"h = {CONV}(x, w, b) y = {CONV}(h, v)"
     model = conv_net(body, v=EXTRA["v"])
