@@ -2,6 +2,7 @@
 
 from onnxslim_passes.passes.base import Pass
 from onnxslim_passes.passes.cluster_weights import ClusterWeights
+from onnxslim_passes.passes.fold_constants import FoldConstants
 from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
 from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
@@ -10,6 +11,7 @@ from onnxslim_passes.passes.store_weights import StoreWeights
 PASSES: dict[str, type[Pass]] = {
     kind.name: kind
     for kind in (
+        FoldConstants,
         PruneMagnitude,
         ClusterWeights,
         QuantizeStatic,
