@@ -83,6 +83,24 @@ class Payload(Protocol):
         ...
 
 
+def _decoded(proto: TensorProto) -> Array:
+    """The values of a message that holds them; object for strings.
+
+    Raises:
+        InvalidModelError: if values, element type and dimensions do not fit together.
+    """
+    shape = tuple(proto.dims)
+    try:
+        if proto.data_type == TensorProto.STRING:
+            return np.array([*proto.string_data, None], dtype=object)[:-1].reshape(shape)
+        return np.asarray(numpy_helper.to_array(proto)).reshape(shape)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidModelError(
+            f"Tensor {proto.name!r} holds fewer or other values than its dimensions "
+            f"{list(shape)} need: {error}"
+        ) from error
+
+
 @dataclass(frozen=True, eq=False)
 class TensorPayload:
     """Values held by a message of the source file."""
@@ -106,16 +124,7 @@ class TensorPayload:
 
     def array(self) -> Array:
         """The values."""
-        if self.elem_type == TensorProto.STRING:
-            return np.array(list(self.proto.string_data), dtype=object).reshape(self.shape)
-        try:
-            array = np.asarray(numpy_helper.to_array(self.proto))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InvalidModelError(
-                f"Tensor {self.proto.name!r} holds fewer or other values than its dimensions "
-                f"{list(self.shape)} need: {error}"
-            ) from error
-        return array.reshape(self.shape)
+        return _decoded(self.proto)
 
     def tensor(self, name: str) -> TensorProto:
         """The same message, renamed only if the name differs."""
@@ -150,18 +159,17 @@ class SparsePayload:
 
     def array(self) -> Array:
         """The values, dense."""
-        values = np.asarray(numpy_helper.to_array(self.proto.values))
-        indices = np.asarray(numpy_helper.to_array(self.proto.indices))
-        dense = np.zeros(self.shape, values.dtype)
+        values, indices = _decoded(self.proto.values), _decoded(self.proto.indices)
         try:
+            dense = np.zeros(self.shape, values.dtype)
             if indices.ndim == 2:
                 dense[tuple(indices.T)] = values
             else:
                 dense.reshape(-1)[indices] = values
-        except (IndexError, ValueError) as error:
+        except (IndexError, ValueError, TypeError, MemoryError) as error:
             raise InvalidModelError(
-                f"Sparse tensor {self.proto.values.name!r}: an index lies outside of its "
-                f"dimensions {list(self.shape)}: {error}"
+                f"Sparse tensor {self.proto.values.name!r}: values, indices and dimensions "
+                f"{list(self.shape)} do not fit together: {error}"
             ) from error
         return dense
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_passes.errors import InvalidModelError, ModelError
 from onnxslim_passes.model import Model, load
+from tests.roundtrip.zoo import ZOO
 
 
 def small_model() -> onnx.ModelProto:
@@ -162,6 +163,26 @@ def test_a_truncated_file_is_refused_or_whole(cut: int) -> None:
 def test_a_damaged_byte_is_refused_or_survived(place: int, byte: int) -> None:
     damaged = bytearray(SMALL)
     damaged[place] = byte
+    with contextlib.suppress(ModelError):
+        exercise(load(bytes(damaged)))
+
+
+# What the small model above has not: every kind of attribute, sparse tensors, strings, functions.
+RICH = {
+    name: ZOO[name]().SerializeToString()
+    for name in (
+        *("attributes_of_every_kind", "sparse_raw_coordinates", "sparse_typed_linear"),
+        *("strings_not_utf8", "sparse_constant_node", "function_with_body", "if_in_loop_in_if"),
+        *("constant_int4", "typed_data_bfloat16", "sequence_of_maps_output", "training_info"),
+    )
+}
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(sorted(RICH)), st.floats(0, 1, exclude_max=True), st.integers(0, 255))
+def test_a_damaged_rich_model_is_refused_or_survived(name: str, place: float, byte: int) -> None:
+    damaged = bytearray(RICH[name])
+    damaged[int(place * len(damaged))] = byte
     with contextlib.suppress(ModelError):
         exercise(load(bytes(damaged)))
 
