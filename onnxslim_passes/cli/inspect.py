@@ -174,7 +174,7 @@ def _weight_row(weight: Weight) -> dict[str, Any]:
         "bytes": weight.nbytes,
         "elements": weight.size,
         "nonzero": nonzero,
-        "sparsity": 1 - nonzero / weight.size,
+        "sparsity": (weight.size - nonzero) / max(weight.size, 1),
         "distinct": distinct,
         "role": weight.role,
         "used_by": [{"node": use.node.where, "op": use.node.op} for use in weight.uses],

@@ -214,6 +214,9 @@ class TerminalProgress:
 
 # ---------------- a report
 
+# How reports call samples that were made up.
+RANDOM_SAMPLES = "random inputs"
+
 # More reasons than these go to `explain`; a person reads the first few.
 SHOWN_REASONS = 4
 
@@ -236,7 +239,10 @@ def headline(report: Report, output: str) -> str:
         parts.append(speed_text(report.latency["speedup"]))
     if report.fidelity:
         decibels = report.fidelity["sqnr_db"]
-        parts.append("identical outputs" if decibels == math.inf else f"{db_text(decibels)} SQNR")
+        # Made-up inputs say that the model runs, not how good it is; the first line must not lie.
+        made_up = " on random inputs" if RANDOM_SAMPLES in report.samples else ""
+        same = decibels == math.inf
+        parts.append(f"{'identical outputs' if same else f'{db_text(decibels)} SQNR'}{made_up}")
     return ", ".join(parts)
 
 

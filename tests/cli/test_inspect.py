@@ -41,6 +41,17 @@ def test_top_limits_the_list_of_weights(run, model):
     assert "conv_weight" in run("inspect", model, "--top", "0").out
 
 
+def test_an_empty_weight_is_no_error(run, model):
+    proto = onnx.load(model)
+    empty = onnx.helper.make_tensor("empty", onnx.TensorProto.FLOAT, [0], [])
+    proto.graph.initializer.append(empty)
+    proto.graph.node.append(onnx.helper.make_node("Identity", ["empty"], ["nothing"]))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("nothing", 1, [0]))
+    onnx.save(proto, model)
+    result = run("inspect", model)
+    assert result.code == 0, result.err
+
+
 def test_external_data_counts_as_size(run, model, tmp_path):
     outside = tmp_path / "outside.onnx"
     proto = onnx.load(model)

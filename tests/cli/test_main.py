@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -136,3 +138,32 @@ def test_the_installed_command_sets_the_exit_code(tmp_path):
     assert process.returncode in (2, 3)
     assert process.stderr.startswith("error: ")
     assert process.stdout == ""
+
+
+def test_ctrl_c_in_the_middle_leaves_no_file(model, tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\n"
+        "def feeds():\n"
+        "    pathlib.Path(__file__).with_name('begun').touch()\n"
+        "    time.sleep(60)\n"
+        "    yield {}\n"
+    )
+    code = "import sys; from onnxslim_passes.cli import main; sys.exit(main())"
+    argv = ["compress", "net.onnx", "-o", "out.onnx", "--pass", "quantize-static"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *argv, "--calibration", "slow.py:feeds"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    begun = tmp_path / "begun"
+    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err == "error: interrupted; nothing was written\n"
+    assert not (tmp_path / "out.onnx").exists()

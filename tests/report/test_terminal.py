@@ -154,6 +154,11 @@ def test_the_headline_leaves_out_what_was_not_measured():
     assert terminal.headline(same, "o.onnx").endswith(", identical outputs")
 
 
+def test_the_headline_says_if_the_inputs_were_made_up():
+    text = terminal.headline(report(samples="8 feeds of random inputs"), "o.onnx")
+    assert text.endswith(", 19.8 dB SQNR on random inputs")
+
+
 def test_the_metric_stands_in_the_second_line():
     metric = {"name": "top1", "before": 98.5, "after": 98.25, "drop": 0.25}
     text = shown(terminal.report_view(report(metric=metric), "o.onnx"))
