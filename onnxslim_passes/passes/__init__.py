@@ -3,6 +3,7 @@
 from onnxslim_passes.passes.base import Pass
 from onnxslim_passes.passes.cluster_weights import ClusterWeights
 from onnxslim_passes.passes.fold_constants import FoldConstants
+from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
 from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
 from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
@@ -12,6 +13,7 @@ PASSES: dict[str, type[Pass]] = {
     kind.name: kind
     for kind in (
         FoldConstants,
+        FuseBatchNorm,
         PruneMagnitude,
         ClusterWeights,
         QuantizeStatic,
