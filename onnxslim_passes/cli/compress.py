@@ -29,6 +29,7 @@ from onnxslim_passes.recipe import Recipe, format_pass, parse_pass, ready_recipe
 from onnxslim_passes.report.records import Report
 from onnxslim_passes.report.terminal import (
     TerminalProgress,
+    headline,
     print_json,
     report_view,
     result_console,
@@ -254,5 +255,7 @@ def _print(report: Report, output: Path, *, as_json: bool) -> None:
         print_json({"output": str(output), **report.to_dict()})
         return
     console = result_console()
-    console.print(report_view(report, output.name))
+    # One line, however narrow the terminal: scripts take the first line of the output.
+    console.print(Text(headline(report, output.name), "bold"), soft_wrap=True)
+    console.print(report_view(report))
     console.print(Text(f"Every decision: onnxslim-passes explain {output}"))

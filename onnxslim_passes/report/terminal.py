@@ -255,9 +255,9 @@ def speed_text(speedup: float) -> str:
     return "same speed"
 
 
-def report_view(report: Report, output: str) -> RenderableType:
-    """The whole report for a person: headline, figures, passes, what was passed over, warnings."""
-    parts: list[RenderableType] = [Text(headline(report, output), "bold")]
+def report_view(report: Report) -> RenderableType:
+    """The report below its headline: metric, warnings, figures, passes, what was passed over."""
+    parts: list[RenderableType] = []
     if report.metric:
         metric = report.metric
         change = f"{metric['before']:.4g} -> {metric['after']:.4g}, drop {metric['drop']:.2g}"
@@ -301,13 +301,12 @@ def fidelity_table(outputs: Iterable[Mapping[str, Any]]) -> RenderableType:
     listed = table("output", *right, right=right)
     for output in outputs:
         agreement = output["agreement"]
-        listed.add_row(
-            Text(output["name"]),
-            db_text(output["sqnr_db"]),
-            f"{output['cosine']:.5f}",
-            f"{output['max_error']:.3g}",
-            "" if agreement is None else f"{agreement:.2%}",
-        )
+        if agreement is not None:
+            # Classes and the like: equal or not, there is no noise between them.
+            listed.add_row(Text(output["name"]), "", "", "", f"{agreement:.2%}")
+            continue
+        figures = f"{output['cosine']:.5f}", f"{output['max_error']:.3g}"
+        listed.add_row(Text(output["name"]), db_text(output["sqnr_db"]), *figures, "")
     return listed
 
 

@@ -159,16 +159,15 @@ def test_the_headline_says_if_the_inputs_were_made_up():
     assert text.endswith(", 19.8 dB SQNR on random inputs")
 
 
-def test_the_metric_stands_in_the_second_line():
+def test_the_metric_stands_first_below_the_headline():
     metric = {"name": "top1", "before": 98.5, "after": 98.25, "drop": 0.25}
-    text = shown(terminal.report_view(report(metric=metric), "o.onnx"))
-    assert text.splitlines()[1] == "top1 98.5 -> 98.25, drop 0.25"
+    text = shown(terminal.report_view(report(metric=metric)))
+    assert text.splitlines()[0] == "top1 98.5 -> 98.25, drop 0.25"
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_report_for_a_person_has_figures_passes_and_reasons(width):
-    text = shown(terminal.report_view(report(warnings=("Careful.",)), "small.onnx"), width)
-    assert text.startswith("model.onnx 10.9 MB -> small.onnx 2.90 MB")
+    text = shown(terminal.report_view(report(warnings=("Careful.",))), width)
     assert "warning: Careful." in text
     assert "prune-magnitude (sparsity=0.8)" in text
     assert "1 of 4" in text
@@ -190,3 +189,10 @@ def test_reasons_that_differ_in_numbers_only_count_as_one():
         Decision(where=f"w{n}", taken=False, reason=f"{n} values, 0.{n}% zeros") for n in range(3)
     ]
     assert terminal.reason_rows(decisions) == [(3, "such as w0: 0 values, 0.0% zeros")]
+
+
+def test_outputs_that_are_classes_have_an_agreement_and_no_noise():
+    classes = {"name": "label", "agreement": 0.875}
+    classes |= dict.fromkeys(("sqnr_db", "cosine", "max_error"), math.nan)
+    text = shown(terminal.fidelity_table([classes]))
+    assert text.splitlines()[-1].split() == ["label", "87.50%"]
