@@ -2,6 +2,7 @@
 
 from onnxslim_passes.passes.base import Pass
 from onnxslim_passes.passes.cluster_weights import ClusterWeights
+from onnxslim_passes.passes.dedupe_weights import DedupeWeights
 from onnxslim_passes.passes.fold_constants import FoldConstants
 from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
 from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
@@ -14,6 +15,7 @@ PASSES: dict[str, type[Pass]] = {
     for kind in (
         FoldConstants,
         FuseBatchNorm,
+        DedupeWeights,
         PruneMagnitude,
         ClusterWeights,
         QuantizeStatic,
