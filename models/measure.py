@@ -4,7 +4,7 @@
 
 For each network (default: all), the accuracy on its test data before and after each recipe that its
 expected.json names, and the bytes of the file. `--write` stores the figures there; without it they
-are compared with what is stored, and the exit code is 1 if one is off by more than its tolerance.
+are compared with what is stored, and the exit code is 1 if one is worse than its tolerance allows.
 Needs onnxslim_passes, none of the frameworks.
 """
 
@@ -76,15 +76,17 @@ def measure(name: str, recipe_name: str | None = None) -> Figures:
         return Figures(top1(small, tests), small.stat().st_size)
 
 
-def differences(stored: dict[str, Any], found: Figures, *, compressed: bool) -> list[str]:
-    """What is off: accuracy beyond its tolerance; bytes by more than 2 % after a recipe."""
+def shortfalls(stored: dict[str, Any], found: Figures) -> list[str]:
+    """In what the figures are worse than the stored ones; better is welcome.
+
+    Accuracy may be lower by the stored tolerance, the file larger by 2 %.
+    """
     if "top1" not in stored:
         return ["no figures stored yet; --write stores them"]
     problems = []
-    if not np.isclose(found.top1, stored["top1"], rtol=0, atol=stored["tolerance"]):
+    if found.top1 < stored["top1"] - stored["tolerance"]:
         problems.append(f"top1 {stored['top1']} expected, tolerance {stored['tolerance']}")
-    slack = 0.02 if compressed else 0.0
-    if abs(found.file_bytes - stored["file_bytes"]) > slack * stored["file_bytes"]:
+    if found.file_bytes > 1.02 * stored["file_bytes"]:
         problems.append(f"{stored['file_bytes']} bytes expected")
     return problems
 
@@ -97,7 +99,7 @@ def report(name: str, *, write: bool) -> bool:
     rows = [("float", about["float"], original)]
     rows += [(text, stored, measure(name, text)) for text, stored in about["recipes"].items()]
     for text, stored, found in rows:
-        problems = [] if write else differences(stored, found, compressed=text != "float")
+        problems = [] if write else shortfalls(stored, found)
         fine = fine and not problems
         ratio = original.file_bytes / found.file_bytes
         print(
