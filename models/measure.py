@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxslim_passes import Pipeline, Recipe, Samples, load
 from onnxslim_passes.evaluation import open_metric
 from onnxslim_passes.runtime import open_session
