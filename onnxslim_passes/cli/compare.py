@@ -130,8 +130,8 @@ def _measure(
     return Comparison(
         paths=paths,
         sizes=(
-            measure_size(models[0], path=paths[0]),
-            measure_size(models[1], path=paths[1]),
+            measure_size(models[0], path=paths[0], feed=feed),
+            measure_size(models[1], path=paths[1], feed=feed),
         ),
         operators=(_operators(models[0]), _operators(models[1])),
         fidelity=fidelity,
