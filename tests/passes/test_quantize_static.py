@@ -98,6 +98,10 @@ FUSED = {
         f"{TWO} k = {CONV}(x, v, b) c = Concat <axis = 2> (h, k) y = {CONV}(c, w, b)",
         {"QLinearConv": 3, "QLinearConcat": 1},
     ),
+    "pad in front": (
+        f"{TWO} r = Relu(h) p = Pad(r, pads) y = {CONV}(p, w, b)",
+        {"QLinearConv": 2, "Pad": 0},
+    ),
     "max pool": (
         f"{TWO} p = MaxPool <kernel_shape: ints = [2, 2]> (h) y = {CONV}(p, w, b)",
         {"QLinearConv": 2, "NhwcMaxPool": 1},
@@ -113,6 +117,7 @@ EXTRA = {
     "six": np.float32(6),
     "m": noise(32, 256, seed=6),
     "axes": np.array([2, 3]),
+    "pads": np.array([0, 0, 1, 1, 0, 0, 2, 2]),
 }
 
 
@@ -306,6 +311,17 @@ def test_float_max_pool_keeps_its_quantizer_behind_it() -> None:
     pool = next(node for node in nodes if node.op_type == "MaxPool")
     makers = {name: node.op_type for node in nodes for name in node.output}
     assert makers[pool.input[0]] != "QuantizeLinear"
+
+
+def test_what_is_left_in_float_is_not_quantized_by_the_runtime() -> None:
+    """Between integers it would quantize a float convolution itself, one scale for the tensor."""
+    model = conv_net(
+        f"h = {CONV}(x, w, b) r = Relu(h) k = {CONV}(r, v) y = {CONV}(k, w)", v=EXTRA["v"]
+    )
+    quantize(model, exclude=["v"], placement="everywhere")
+    found = operators(model)
+    assert found["QLinearConv"] == 2
+    assert found["Conv"] + found["FusedConv"] == 1
 
 
 UNFIT = {

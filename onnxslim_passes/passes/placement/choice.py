@@ -180,7 +180,7 @@ def _add_borders(
 
 def _strangers(tensor: Variable, sites: list[Site]) -> int:
     """How many consumers of a tensor are no sites."""
-    nodes = {site.node for site in sites}
+    nodes = {site.entry for site in sites}
     return sum(node not in nodes for node in dict.fromkeys(tensor.outputs))
 
 

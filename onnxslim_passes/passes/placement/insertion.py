@@ -27,7 +27,11 @@ from onnxslim_passes.numerics.affine import (
     quantize_bias,
     weight_grid,
 )
-from onnxslim_passes.passes.placement.operators import SLOW_UPSTREAM
+from onnxslim_passes.passes.placement.operators import (
+    CLAMPS,
+    SELF_QUANTIZED,
+    SLOW_UPSTREAM,
+)
 from onnxslim_passes.passes.placement.sites import Site, Survey
 
 Array = npt.NDArray[Any]
@@ -81,6 +85,7 @@ def insert_pairs(
     grids = activation_grids(sites, ranges, scheme)
     weights = _insert_weights(model, sites, grids, scheme)
     makers = _insert_activations(model.graph, sites, grids)
+    _keep_float(model.graph)
     return Inserted(makers, weights)
 
 
@@ -156,7 +161,7 @@ def _insert_activations(
     takers: dict[Variable, list[Node]] = {}
     for site in sites:
         for tensor in site.inputs:
-            takers.setdefault(tensor, []).append(site.node)
+            takers.setdefault(tensor, []).append(site.entry)
     swallowed = {}
     for tensor in dict.fromkeys((*makers, *takers)):
         parameters = constants.of(grids[tensor], tensor.name)
@@ -204,6 +209,35 @@ def _quantize_for(
         for index, taken in enumerate(node.inputs):
             if taken is tensor:
                 node.inputs[index] = restored
+
+
+def _keep_float(graph: Graph) -> None:
+    """Puts a copy in front of float nodes that the runtime would quantize by itself.
+
+    Between a DequantizeLinear and a QuantizeLinear it quantizes float weights, with one scale for
+    the tensor: on depthwise convolutions that cost 6 dB. A Max of one tensor is a copy that it does
+    not look through.
+    """
+    for node in list(graph.nodes):
+        fit = node.op in SELF_QUANTIZED and not node.domain and isinstance(node.inputs[1], Constant)
+        if not (fit and _reaches_quantizer(node)):
+            continue
+        entry = node
+        maker = entry.inputs[0].inputs[0] if entry.inputs[0].inputs else None
+        if maker is not None and maker.op == "Pad":
+            entry, maker = maker, maker.inputs[0].inputs[0] if maker.inputs[0].inputs else None
+        if maker is not None and maker.op == "DequantizeLinear":
+            source = entry.inputs[0]
+            copy = graph.add_node("Max", [source], outputs=[f"{source.name}_float"])
+            entry.inputs[0] = copy.outputs[0]
+
+
+def _reaches_quantizer(node: Node) -> bool:
+    """Whether a QuantizeLinear takes the output, directly or behind a clamp."""
+    takers = list(node.outputs[0].outputs)
+    if len(takers) == 1 and takers[0].op in CLAMPS:
+        takers = list(takers[0].outputs[0].outputs)
+    return any(taker.op == "QuantizeLinear" for taker in takers)
 
 
 # ---------------- weights and biases

@@ -25,6 +25,10 @@ FUSED_INTO_GEMM = frozenset(
 """Operators that the runtime merges into a float Gemm before it looks at Q/DQ, unless a pair stands
 between: a Gemm in front of one needs an integer output to become an integer kernel."""
 
+SELF_QUANTIZED = frozenset(("Conv", "ConvTranspose", "Gemm"))
+"""Float operators whose weights the runtime quantizes by itself, one scale a tensor, where a
+DequantizeLinear stands in front and a QuantizeLinear behind."""
+
 SLOW_UPSTREAM = frozenset(("MaxPool",))
 """Float operators in front of which the runtime moves a QuantizeLinear from behind, although their
 integer kernel is far slower there (MaxPool outside of the layout of integer convolutions: 40x). A

@@ -5,7 +5,7 @@ quantized. Nodes with weights are sites by themselves; nodes between them only w
 in and are wanted behind, which is found by taking away those that fail until none does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +32,10 @@ class Site:
     Attributes:
         node: the node.
         key: the name of its first output before any edit: the same site in a copy of the model.
-        inputs: the tensors it takes as data, each once.
+        inputs: the tensors it takes as data, in front of `pad` where there is one; each once.
         outputs: the tensors with its results, behind `bias_add` and `clamp` where there are such.
         integer_output: its kernel needs integers behind it; others give float at no cost.
+        pad: a Pad in front that the runtime merges into the convolution.
         clamp: a Relu or Clip behind the node that a QuantizeLinear makes superfluous.
         rule: what the runtime offers, for a node without weights.
         weight: the float constant, for a node with weights.
@@ -50,6 +51,7 @@ class Site:
     inputs: tuple[Variable, ...]
     outputs: tuple[Variable, ...]
     integer_output: bool = True
+    pad: Node | None = None
     clamp: Node | None = None
     rule: Between | None = None
     weight: Constant | None = None
@@ -62,6 +64,11 @@ class Site:
     def where(self) -> str:
         """The node, for messages."""
         return self.node.where
+
+    @property
+    def entry(self) -> Node:
+        """The node that takes `inputs`."""
+        return self.pad or self.node
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ def survey(
             reason = decision.reason if decision is not None else None
         if reason is not None:
             reasons[node] = reason
+    reasons |= _without_kernel(weights.values())
     for node in [node for node in nodes if node not in reasons]:
         others = [use.node for use in weights[_weight_of(node)].uses if use.node in reasons]
         if others:
@@ -139,6 +147,16 @@ def _has_quantized_activations(model: Model) -> bool:
 
 
 # ---------------- nodes with weights
+
+
+def _without_kernel(weights: Iterable[Weight]) -> dict[Node, str]:
+    """Layers that are never sites, such as LSTM, and why."""
+    return {
+        use.node: f"there is no integer {use.node.op}; its weights stay in float"
+        for weight in weights
+        for use in weight.uses
+        if use.role in ("weight", "recurrent") and use.node.op not in WEIGHT_OPERATORS
+    }
 
 
 def _refusal(
@@ -239,12 +257,14 @@ def _weight_site(model: Model, node: Node, weight: Weight, types: Types) -> Site
         taker = _only_taker(model, last.outputs[0])
         integer_output = taker is not None and taker.op in FUSED_INTO_GEMM
     clamp = _clamp_behind(model, last) if integer_output and node.op != "ConvTranspose" else None
+    pad = _pad_before(model, node) if node.op == "Conv" else None
     return Site(
         node=node,
         key=node.outputs[0].name,
-        inputs=(node.inputs[0],),
+        inputs=((pad or node).inputs[0],),
         outputs=((clamp or last).outputs[0],),
         integer_output=integer_output,
+        pad=pad,
         clamp=clamp,
         weight=weight.constant,
         axis=axis,
@@ -273,6 +293,23 @@ def _bias_behind(model: Model, node: Node, width: int) -> tuple[Node | None, Con
             fit = tensor.dtype == np.dtype(np.float32) and np.isfinite(tensor.values).all()
             return (taker, tensor) if fit else (None, None)
     return None, None
+
+
+def _pad_before(model: Model, node: Node) -> Node | None:
+    """The Pad of zeros in front of a Conv that the runtime merges into it."""
+    pad = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    if pad is None or pad.op != "Pad" or pad.domain or not isinstance(pad.inputs[0], Variable):
+        return None
+    given = [tensor for tensor in pad.inputs[1:] if not tensor.is_empty()]
+    constant = all(isinstance(tensor, Constant) for tensor in given) and len(given) < 3
+    if not constant or _only_taker(model, node.inputs[0]) is not node:
+        return None
+    value = float(given[1].values.reshape(-1)[0]) if len(given) > 1 else pad.attr("value", 0.0)
+    sizes = list(given[0].values.reshape(-1)) if given else list(pad.attr("pads", []))
+    half = len(sizes) // 2
+    fits = sizes and min(sizes) >= 0 and not any((*sizes[:2], *sizes[half : half + 2]))
+    plain = pad.attr("mode", "constant") == "constant" and node.attr("auto_pad", "NOTSET")
+    return pad if fits and value == 0 and plain == "NOTSET" else None
 
 
 def _clamp_behind(model: Model, node: Node) -> Node | None:
