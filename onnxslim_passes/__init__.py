@@ -10,25 +10,42 @@ Example:
     result.report.save("report.json")
 """
 
-from onnxslim_passes.calibration import Samples
-from onnxslim_passes.errors import OnnxSlimError
-from onnxslim_passes.model import Model, load
-from onnxslim_passes.passes import PASSES
-from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
-from onnxslim_passes.passes.cluster_weights import ClusterWeights
-from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
-from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
-from onnxslim_passes.passes.quantize_static import QuantizeStatic
-from onnxslim_passes.passes.store_weights import StoreWeights
-from onnxslim_passes.pipeline import Pipeline, Result
-from onnxslim_passes.recipe import Recipe
-from onnxslim_passes.report.records import Report
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxslim_passes.calibration import Samples
+    from onnxslim_passes.errors import OnnxSlimError
+    from onnxslim_passes.model import Model, load
+    from onnxslim_passes.passes import PASSES
+    from onnxslim_passes.passes.base import (
+        Context,
+        Decision,
+        Pass,
+        PassResult,
+        Stage,
+        pass_options,
+    )
+    from onnxslim_passes.passes.cluster_weights import ClusterWeights
+    from onnxslim_passes.passes.dedupe_weights import DedupeWeights
+    from onnxslim_passes.passes.fold_constants import FoldConstants
+    from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
+    from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
+    from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
+    from onnxslim_passes.passes.quantize_static import QuantizeStatic
+    from onnxslim_passes.passes.store_weights import StoreWeights
+    from onnxslim_passes.pipeline import Pipeline, Result
+    from onnxslim_passes.recipe import Recipe
+    from onnxslim_passes.report.records import Report
 
 __all__ = [
     "PASSES",
     "ClusterWeights",
     "Context",
     "Decision",
+    "DedupeWeights",
+    "FoldConstants",
+    "FuseBatchNorm",
     "Model",
     "OnnxSlimError",
     "Pass",
@@ -46,3 +63,32 @@ __all__ = [
     "load",
     "pass_options",
 ]
+
+# The module of every public name that is no pass. Names are imported when they are first asked
+# for: scikit-learn and ONNX Runtime take seconds, and `--help` needs neither.
+_MODULES = {
+    "Context": "passes.base",
+    "Decision": "report.records",
+    "Model": "model",
+    "OnnxSlimError": "errors",
+    "PASSES": "passes",
+    "Pass": "passes.base",
+    "PassResult": "passes.base",
+    "Pipeline": "pipeline",
+    "Recipe": "recipe",
+    "Report": "report.records",
+    "Result": "pipeline",
+    "Samples": "calibration",
+    "Stage": "passes.base",
+    "load": "model",
+    "pass_options": "passes.base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    passes = importlib.import_module(f"{__name__}.passes").PASSES
+    return next(kind for kind in passes.values() if kind.__name__ == name)
