@@ -150,7 +150,7 @@ class Importer:
                 continue
             domain = "" if proto.domain in DEFAULT_DOMAINS else proto.domain
             node = Node(proto.op_type, proto.name, graph, {}, domain, proto)
-            node.source_index = index
+            node.source_index = node.file_index = index
             for name in proto.output:
                 variable = Variable(name, infos.get(name))
                 if name:

@@ -180,7 +180,8 @@ class Node(gs.Node):
         graph: the graph or body that holds it.
         overload: of the model-local function it calls, or "".
         proto: the message it was read from, or None for a new node.
-        source_index: its place in the file, or -1.
+        source_index: its place in the message it was read from, or -1.
+        file_index: its place in the file, also in a copy of the model, or -1.
     """
 
     __eq__ = object.__eq__
@@ -200,12 +201,13 @@ class Node(gs.Node):
         self.overload = proto.overload if proto is not None else ""
         self.proto = proto
         self.source_index = -1
+        self.file_index = -1
         self.imported: dict[str, Any] = {}
 
     @property
     def where(self) -> str:
         """Its name (or operator and place), with the path of the body it stands in."""
-        label = self.name or f"{self.op}#{self.source_index}"
+        label = self.name or f"{self.op}#{self.file_index}"
         return f"{self.graph.path}/{label}" if self.graph.path else label
 
     def bodies(self) -> Iterator[tuple[str, "Graph"]]:

@@ -337,7 +337,11 @@ class Model:
             number = _placeholder_number(tensor)
             return table[number].payload if number is not None else TensorPayload(tensor)
 
-        return Model(proto, read, self.path)
+        copied = Model(proto, read, self.path)
+        _keep_labels(self.graph, copied.graph)
+        for mine, theirs in zip(self.functions, copied.functions, strict=True):
+            _keep_labels(mine, theirs)
+        return copied
 
     def save(self, path: str | Path, *, external: bool | None = None) -> None:
         """Writes a file; nothing appears at `path` before all of it is written.
@@ -379,6 +383,22 @@ class Model:
         for function in self.functions:
             exporter.function(function, proto.functions.add())
         return proto
+
+
+def _keep_labels(graph: Graph, copied: Graph) -> None:
+    """Lets the nodes of a copy be called what they are called in the file."""
+    pending = [(graph, copied)]
+    while pending:
+        mine, theirs = pending.pop()
+        theirs.path = mine.path
+        nodes = {tuple(tensor.name for tensor in node.outputs): node for node in mine.nodes}
+        for twin in theirs.nodes:
+            node = nodes.get(tuple(tensor.name for tensor in twin.outputs))
+            if node is None:
+                continue
+            twin.file_index = node.file_index
+            bodies = zip(node.bodies(), twin.bodies(), strict=True)
+            pending.extend((body, other) for (_, body), (_, other) in bodies)
 
 
 def _default_opset(proto: Any, otherwise: int | None = None) -> int:

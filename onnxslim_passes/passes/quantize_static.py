@@ -10,7 +10,7 @@ import onnx
 from pydantic import Field
 
 from onnxslim_passes.calibration.run import TensorRange, collect_ranges
-from onnxslim_passes.errors import SamplesError, UnsupportedModelError
+from onnxslim_passes.errors import RuntimeRefusedError, SamplesError, UnsupportedModelError
 from onnxslim_passes.model import Model, Node, Variable
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.embeddings import (
@@ -215,7 +215,11 @@ class QuantizeStatic(Selection, Pass):
                 return _Placement(frozenset(), frozenset(unfused), None)
             trial = work.copy()
             inserted = self._insert(trial, chosen, ranges, context)
-            optimized = optimized_graph(trial, weights=False).graph
+            try:
+                optimized = optimized_graph(trial, weights=False).graph
+            except RuntimeRefusedError as error:
+                # The newest opset can be ahead of the kernels of the installed runtime.
+                raise UnsupportedModelError(f"with Q/DQ pairs, {error}") from error
             failed = {site.key for site in unfused_sites(optimized, inserted)}
             unfused |= failed
             if not failed - forced:

@@ -1,0 +1,66 @@
+"""Every pass of the list goes through the common battery, with its defaults and some options."""
+
+from typing import Any
+
+import pytest
+
+from onnxslim_passes.passes import PASSES
+from tests.battery import check_class, check_idle, check_on_model, check_recipe
+from tests.zoo_small import IDLE, SMALL
+
+# Options with which a pass does more, or other things, on small networks than by default.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "fold-constants": [{"max_growth": 0, "unpack": False}, {"max_growth": 1 << 20}],
+    "dedupe-weights": [{"min_bytes": 1}],
+    "prune-magnitude": [
+        {"sparsity": 0.8, "min_elements": 1, "embeddings": True},
+        {"scope": "global", "sparsity": 0.6, "min_elements": 1},
+        {"threshold": 1.0, "exclude": ["*w1"]},
+    ],
+    "cluster-weights": [{"bits": 2, "min_elements": 1}, {"clusters": 5, "per": "channel"}],
+    "quantize-static": [
+        {"placement": "everywhere"},
+        {"placement": "everywhere", "per_channel": False, "activations": "int8"},
+    ],
+    "quantize-dynamic": [{"per_channel": False}, {"reduce_range": True, "embeddings": False}],
+    "store-weights": [{"encodings": ["sparse"]}, {"min_elements": 2}],
+}
+
+CASES = [
+    pytest.param(name, options, id=f"{name}-{number}" if number else name)
+    for name in PASSES
+    for number, options in enumerate([{}, *VARIANTS.get(name, [])])
+]
+
+
+def applies(name: str, options: dict[str, Any], network: str) -> None:
+    """Skips what cannot be: a pattern in the options must occur in the network."""
+    if options.get("exclude") and not any(part in network for part in ("mlp", "conv_bn")):
+        pytest.skip(f"{name}: the names in `exclude` are those of other networks")
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_class(name: str) -> None:
+    check_class(PASSES[name])
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_recipe(name: str, options: dict[str, Any]) -> None:
+    check_recipe(PASSES[name](**options))
+
+
+@pytest.mark.parametrize("network", SMALL)
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_on_small_network(name: str, options: dict[str, Any], network: str) -> None:
+    applies(name, options, network)
+    check_on_model(PASSES[name](**options), SMALL[network]())
+
+
+@pytest.mark.parametrize("network", IDLE)
+@pytest.mark.parametrize("name", PASSES)
+def test_idle(name: str, network: str) -> None:
+    check_idle(PASSES[name](), IDLE[network]())
+
+
+def test_variants_are_of_passes() -> None:
+    assert VARIANTS.keys() <= PASSES.keys()
