@@ -261,4 +261,21 @@ def _channel_axis(node: Node, index: int, rank: int) -> int | None:
         return 1
     if node.op == "Gather" and index == 0 and rank >= 2:
         return int(node.attr("axis", 0)) % rank
+    if node.op == "Einsum":
+        return _einsum_channel_axis(node.attr("equation", ""), index)
     return None
+
+
+def _einsum_channel_axis(equation: str, index: int) -> int | None:
+    """The axis of an operand that the output has and no other operand, if there is just one."""
+    terms, arrow, output = equation.replace(" ", "").partition("->")
+    operands = terms.split(",")
+    if not arrow or "." in equation or index >= len(operands):
+        return None
+    others = {label for place, term in enumerate(operands) if place != index for label in term}
+    own = [
+        axis
+        for axis, label in enumerate(operands[index])
+        if label in output and label not in others
+    ]
+    return own[0] if len(own) == 1 else None

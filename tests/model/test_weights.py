@@ -40,6 +40,10 @@ def weight_of(model: Model, name: str) -> Weight:
         ("Gemm", [None, (3, 8)], {}, 1),
         ("Gemm", [None, (8, 3)], {"transB": 1}, 0),
         ("LSTM", [None, (1, 16, 3)], {"hidden_size": 4}, 1),
+        ("Einsum", [None, (3, 8)], {"equation": "abc,cd->abd"}, 1),
+        ("Einsum", [None, (8, 3)], {"equation": "abc, dc -> abd"}, 0),
+        ("Einsum", [None, (3, 2, 4)], {"equation": "abc,cde->abde"}, None),
+        ("Einsum", [None, (3, 8)], {"equation": "...c,cd"}, None),
     ],
 )
 def test_channel_axis_of_the_second_input(
