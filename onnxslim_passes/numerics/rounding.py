@@ -1,0 +1,407 @@
+"""Rounding of weights to a grid that disturbs the output of their layer least.
+
+A layer computes ``Y = W X``. With E = W - Q the error that rounding makes in the weights, that of
+the output is ``|E X|^2 = tr(E H E^T)``, H = X X^T (its factor 2 cancels everywhere). Rows of W are
+independent of each other; within a row the inputs' correlation lets the error of one column be made
+up for by the others:
+
+1. One column after the other is rounded to nearest after the feedback of the columns before it,
+   the weights of which come from a triangular factor of H: GPTQ (Frantar et al., "GPTQ: Accurate
+   Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023), in the equal
+   form without an inverse of Chee et al., "QuIP", NeurIPS 2023, theorem 6 (LDLQ).
+2. Then columns are visited again, each rounded to the best point given all others, which never
+   makes the error larger (coordinate descent: Behdin et al., "QuantEase", 2023).
+
+Both are one loop here (`_sweep`) with different feedback. Rows that end up worse than rounding to
+nearest are rounded to nearest.
+
+**Grids.** A grid point is ``scale * step``, step an integer. The elements of largest magnitude stay
+at the ends of the grid, so that whoever looks for the grid of the smallest to the largest weight
+finds it again; float32 scales have short mantissas, so that it is found bit for bit. Zeros stay
+zeros.
+
+Arrays have the axes (G groups, N rows, K columns): G = 1 but for grouped convolutions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxslim_passes.numerics.arrays import FloatArray
+
+Wide = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+_CLIPS = tuple(1 - 0.05 * i for i in range(1, 13))
+"""Parts of the full range that are tried, besides all of it."""
+
+_SCALE_BITS = 16
+"""Significant bits of a float32 scale: times a step of 8 bits, 24, which is exact in float32."""
+
+_COLUMNS = 64  # columns between two updates by a matrix product
+_ELEMENTS = 1 << 22  # of a matrix in work, so that temporaries stay at tens of MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """How many grid points there are and which columns of a row share a grid.
+
+    Attributes:
+        bits: 2 to 8.
+        symmetric: steps from -(2^(bits-1) - 1) to 2^(bits-1) - 1; else 2^bits steps, 0 among them.
+        block_of: shape (K,): the number of the block that a column belongs to, from 0 without gaps.
+        tied: all rows share their grids (per tensor).
+    """
+
+    bits: int
+    symmetric: bool
+    block_of: npt.NDArray[np.intp]
+    tied: bool = False
+
+    @property
+    def top(self) -> int:
+        """The largest step of a symmetric grid, and the number of steps between an asymmetric's."""
+        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
+
+
+@dataclass(frozen=True)
+class RowGrids:
+    """One grid for each row and block; all of shape (G, N, B), float64.
+
+    Attributes:
+        scale: the step, > 0, a float32 number.
+        low: the smallest step in use, <= 0.
+        high: the largest step in use, >= 0.
+    """
+
+    scale: Wide
+    low: Wide
+    high: Wide
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Weights on grids.
+
+    Attributes:
+        values: shape (G, N, K), float64, all on the grid.
+        error: squared error of each output row on the samples, shape (G, N).
+        nearest_error: the same for rounding to nearest on the grid of the full range.
+        energy: squared output of each row, shape (G, N).
+    """
+
+    values: Wide
+    error: Wide
+    nearest_error: Wide
+    energy: Wide
+
+
+def block_columns(inputs: int, taps: int, block_size: int | None) -> npt.NDArray[np.intp]:
+    """`Levels.block_of` for columns (inputs, taps): blocks of inputs, each tap by itself.
+
+    As ONNX has it: a convolution's weight (N, C, kh, kw) in blocks along C has scales
+    (N, ceil(C / block_size), kh, kw). None is one block for the row.
+    """
+    if block_size is None:
+        return np.zeros(inputs * taps, np.intp)
+    block, tap = np.divmod(np.arange(inputs * taps), taps)
+    numbers: npt.NDArray[np.intp] = (block // block_size * taps + tap).astype(np.intp)
+    return numbers
+
+
+def full_grids(rows: FloatArray, levels: Levels, *, clip: float | Wide = 1.0) -> RowGrids:
+    """The grids from the smallest to the largest weight, or of the part `clip` of that range.
+
+    `clip` is in (0, 1], of a shape that goes with (G, N, B).
+    """
+    low, high = _extremes(rows, levels)
+    # The end of the range is an element's value to be, and so a number of the weights' dtype.
+    low = np.minimum((low * clip).astype(rows.dtype), 0).astype(np.float64)
+    high = np.maximum((high * clip).astype(rows.dtype), 0).astype(np.float64)
+    span = np.maximum(-low, high) if levels.symmetric else high - low
+    scale = _usable(span / levels.top, rows.dtype)
+    if levels.symmetric:
+        end = np.full(scale.shape, float(levels.top))
+        return RowGrids(scale, -end, end)
+    lowest = np.rint(low / scale).clip(-levels.top, 0)
+    return RowGrids(scale, lowest, lowest + levels.top)
+
+
+def nearest(rows: FloatArray, grids: RowGrids, levels: Levels) -> Wide:
+    """The nearest grid point of each weight, the ends of each block at the ends of its grid."""
+    scale, low, high = _of_columns(grids, levels)
+    steps = np.clip(np.rint(rows.astype(np.float64) / scale), low, high)
+    if not levels.symmetric:
+        # Rounded apart, zero point and end can miss the last step by one.
+        least, most = _at_ends(rows, levels)
+        steps = np.where(least & (steps < 0), low, steps)
+        steps = np.where(most & (steps > 0), high, steps)
+    return steps * scale
+
+
+def is_on_grid(rows: FloatArray, levels: Levels) -> bool:
+    """Whether the weights lie on their own full grids already, as near as their dtype allows."""
+    points = nearest(rows, full_grids(rows, levels), levels)
+    low, high = _extremes(rows, levels)
+    peak = np.maximum(-low, high)[:, :, levels.block_of]
+    tolerance = 4 * float(np.finfo(rows.dtype).eps) * peak
+    return bool((np.abs(points - rows.astype(np.float64)) <= tolerance).all())
+
+
+def output_error(errors: Wide, hessian: Wide) -> Wide:
+    """``e H e^T`` for each row e of errors (G, N, K) or of weights; shape (G, N), >= 0."""
+    sums: Wide = np.maximum(((errors @ hessian) * errors).sum(axis=-1), 0)
+    return sums
+
+
+def round_rows(
+    rows: FloatArray,
+    hessian: Wide,
+    levels: Levels,
+    *,
+    search_range: bool = True,
+    damping: float = 0.01,
+    act_order: bool = True,
+    sweeps: int = 1,
+) -> Rounded:
+    """Rounds weights to grids so that the output changes least.
+
+    Args:
+        rows: (G, N, K), finite float16, float32 or float64.
+        hessian: (G, K, K), X X^T, symmetric and positive semidefinite.
+        levels: the grids to use.
+        search_range: also try narrower ranges, which clip large weights, and take that of the least
+            error (weighed by H's diagonal) for each grid.
+        damping: is added to H's diagonal, as a part of its mean: columns whose inputs were seldom
+            or never seen stay near their values.
+        act_order: columns with the largest inputs first; else in their order.
+        sweeps: rounds of coordinate descent afterwards.
+
+    Returns:
+        Values whose `error` is at most `nearest_error`, in each row (in sum, where grids are tied).
+    """
+    full = full_grids(rows, levels)
+    plain = nearest(rows, full, levels)
+    importance = np.diagonal(hessian, axis1=1, axis2=2)
+    grids = _searched(rows, levels, importance) if search_range else full
+    start = nearest(rows, grids, levels)
+    solver = _Solver(_damped(hessian, damping), act_order, sweeps)
+    found = np.concatenate(
+        [
+            solver.solve(rows[:, part], start[:, part], _part(grids, part), levels)
+            for part in _row_parts(rows.shape)
+        ],
+        axis=1,
+    )
+    weights = rows.astype(np.float64)
+    plain_error = output_error(weights - plain, hessian)
+    error = output_error(weights - found, hessian)
+    worse = error.sum() >= plain_error.sum() if levels.tied else error >= plain_error
+    return Rounded(
+        values=np.where(np.broadcast_to(worse, error.shape)[..., None], plain, found),
+        error=np.where(worse, plain_error, error),
+        nearest_error=plain_error,
+        energy=output_error(weights, hessian),
+    )
+
+
+# ---------------- grids
+
+
+def _per_block(reduce: np.ufunc, values: npt.NDArray[Any], levels: Levels) -> npt.NDArray[Any]:
+    """Reduces the columns of each block: (G, N, K) -> (G, N, B)."""
+    block_of = levels.block_of
+    order = np.argsort(block_of, kind="stable")
+    starts = np.flatnonzero(np.diff(block_of[order], prepend=-1))
+    reduced: npt.NDArray[Any] = reduce.reduceat(values[..., order], starts, axis=-1)
+    if levels.tied:
+        reduced = np.broadcast_to(reduce.reduce(reduced, axis=(0, 1), keepdims=True), reduced.shape)
+    return reduced
+
+
+def _extremes(rows: FloatArray, levels: Levels) -> tuple[Wide, Wide]:
+    low = _per_block(np.minimum, rows, levels).astype(np.float64)
+    high = _per_block(np.maximum, rows, levels).astype(np.float64)
+    return low, high
+
+
+def _at_ends(rows: FloatArray, levels: Levels) -> tuple[Mask, Mask]:
+    """Which elements are the smallest and which the largest of their grid."""
+    low, high = _extremes(rows, levels)
+    wide = rows.astype(np.float64)
+    return wide == low[:, :, levels.block_of], wide == high[:, :, levels.block_of]
+
+
+def _fixed(rows: FloatArray, levels: Levels) -> Mask:
+    """Which elements stay at their nearest grid point: zeros, and what holds the grid's ends."""
+    least, most = _at_ends(rows, levels)
+    if levels.symmetric:
+        low, high = _extremes(rows, levels)
+        least &= (-low >= high)[:, :, levels.block_of]
+        most &= (high >= -low)[:, :, levels.block_of]
+    fixed: Mask = least | most | (rows == 0)
+    return fixed
+
+
+def _usable(step: Wide, dtype: np.dtype[Any]) -> Wide:
+    """`step` as a positive normal float32, of few digits for float32 weights; 1 where it is 0."""
+    tiny = float(np.finfo(np.float32).tiny)
+    usable = np.where(step == 0, 1.0, np.maximum(step, tiny))
+    if dtype == np.float32:
+        mantissa, exponent = np.frexp(usable)
+        # Downwards: the ends of the range must not overflow.
+        usable = np.ldexp(np.floor(np.ldexp(mantissa, _SCALE_BITS)), exponent - _SCALE_BITS)
+    return usable.astype(np.float32).astype(np.float64)
+
+
+def _of_columns(grids: RowGrids, levels: Levels) -> tuple[Wide, Wide, Wide]:
+    """Scale, lowest and highest step of each element; of each row, where it has one block."""
+    if grids.scale.shape[2] == 1:
+        return grids.scale, grids.low, grids.high
+    picked = (part[:, :, levels.block_of] for part in (grids.scale, grids.low, grids.high))
+    scale, low, high = picked
+    return scale, low, high
+
+
+def _searched(rows: FloatArray, levels: Levels, importance: Wide) -> RowGrids:
+    """The grids of the range whose error, weighed column by column, is least."""
+    weighing = np.maximum(importance, importance.mean(axis=1, keepdims=True) * 1e-3)[:, None, :]
+    weights = rows.astype(np.float64)
+
+    def loss(grids: RowGrids) -> Wide:
+        squares = np.square(weights - nearest(rows, grids, levels)) * weighing
+        return _per_block(np.add, squares, levels)
+
+    best_clip = np.ones_like(_per_block(np.add, weights, levels))
+    least = loss(full_grids(rows, levels))
+    for clip in _CLIPS:
+        tried = loss(full_grids(rows, levels, clip=clip))
+        best_clip = np.where(tried < least, clip, best_clip)
+        least = np.minimum(tried, least)
+    return full_grids(rows, levels, clip=best_clip)
+
+
+# ---------------- rounding
+
+
+def _damped(hessian: Wide, damping: float) -> Wide:
+    """H with its diagonal raised; the identity where no input was ever seen."""
+    columns = hessian.shape[1]
+    mean = np.trace(hessian, axis1=1, axis2=2) / columns
+    seen = (mean > 0)[:, None, None]
+    unit = np.where(seen, hessian / np.where(mean > 0, mean, 1)[:, None, None], 0)
+    identity = np.eye(columns)
+    damped: Wide = unit + np.where(seen, max(damping, 1e-9), 1.0) * identity
+    return damped
+
+
+def _row_parts(shape: tuple[int, ...]) -> Iterator[slice]:
+    groups, count, columns = shape
+    step = max(1, _ELEMENTS // max(1, groups * columns))
+    for begin in range(0, count, step):
+        yield slice(begin, begin + step)
+
+
+def _part(grids: RowGrids, part: slice) -> RowGrids:
+    return RowGrids(grids.scale[:, part], grids.low[:, part], grids.high[:, part])
+
+
+class _Solver:
+    """Rounds rows of one layer; its feedback matrices are made once.
+
+    Columns are the second axis here, (G, K, N): what is worked on at a time is contiguous.
+    """
+
+    def __init__(self, damped: Wide, act_order: bool, sweeps: int) -> None:
+        groups, columns = damped.shape[:2]
+        diagonal = np.diagonal(damped, axis1=1, axis2=2)
+        natural = np.broadcast_to(np.arange(columns), (groups, columns))
+        # Ties keep their order, so that the result is the same everywhere.
+        self._order = np.argsort(-diagonal, axis=1, kind="stable") if act_order else natural
+        ordered = np.take_along_axis(damped, self._order[:, :, None], axis=1)
+        ordered = np.take_along_axis(ordered, self._order[:, None, :], axis=2)
+        self._feedbacks = [_triangular_feedback(ordered)]
+        if sweeps:
+            self._feedbacks += [_full_feedback(ordered)] * sweeps
+
+    def solve(self, rows: FloatArray, start: Wide, grids: RowGrids, levels: Levels) -> Wide:
+        """Points on the grids, shape (G, N, K), for rows whose nearest points are `start`."""
+        scale, low, high = (
+            self._by_column(np.broadcast_to(each, rows.shape))
+            for each in _of_columns(grids, levels)
+        )
+        weights = self._by_column(rows.astype(np.float64))
+        free = ~self._by_column(_fixed(rows, levels))
+        errors = weights - self._by_column(start)
+        for feedback in self._feedbacks:
+            before = errors.copy()
+            _sweep(weights, errors, feedback, (scale, low, high), free)
+            if np.array_equal(before, errors):
+                break
+        # Back to whole steps: a difference of floats is not quite the grid point.
+        points = np.rint((weights - errors) / scale) * scale
+        back = np.empty_like(points)
+        np.put_along_axis(back, self._order[:, :, None], points, axis=1)
+        return np.swapaxes(back, 1, 2)
+
+    def _by_column(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        columns = np.swapaxes(rows, 1, 2)
+        return np.ascontiguousarray(np.take_along_axis(columns, self._order[:, :, None], axis=1))
+
+
+def _triangular_feedback(hessian: Wide) -> Wide:
+    """How errors of earlier columns are made up for by later ones, if those are free: (G, K, K).
+
+    H = (I + M) D (I + M)^T with M strictly upper triangular; row k is column k of M.
+    """
+    lower = np.linalg.cholesky(hessian[:, ::-1, ::-1])
+    upper = lower[:, ::-1, ::-1]
+    unit = upper / np.diagonal(upper, axis1=1, axis2=2)[:, None, :]
+    return _without_diagonal(np.ascontiguousarray(np.swapaxes(unit, 1, 2)))
+
+
+def _full_feedback(hessian: Wide) -> Wide:
+    """How the errors of all other columns are best made up for by one: (G, K, K)."""
+    return _without_diagonal(hessian / np.diagonal(hessian, axis1=1, axis2=2)[:, :, None])
+
+
+def _without_diagonal(matrices: Wide) -> Wide:
+    index = np.arange(matrices.shape[1])
+    matrices[:, index, index] = 0
+    return matrices
+
+
+def _sweep(
+    weights: Wide,
+    errors: Wide,
+    feedback: Wide,
+    grid: tuple[Wide, Wide, Wide],
+    free: Mask,
+) -> None:
+    """Rounds one column after the other; all but `feedback` of shape (G, K, N).
+
+    Args:
+        weights: the exact ones.
+        errors: weights minus their points so far; edited in place.
+        feedback: (G, K, K); row k holds how much of each column's error column k takes over.
+        grid: scale, lowest and highest step.
+        free: False where the point stays as it is.
+    """
+    scale, low, high = grid
+    columns = weights.shape[1]
+    for begin in range(0, columns, _COLUMNS):
+        end = min(begin + _COLUMNS, columns)
+        targets = weights[:, begin:end] + feedback[:, begin:end] @ errors
+        changes = np.zeros_like(targets)
+        for k in range(begin, end):
+            i = k - begin
+            target = targets[:, i]
+            if i:
+                target = target + (feedback[:, k, None, begin:k] @ changes[:, :i])[:, 0]
+            steps = np.clip(np.rint(target / scale[:, k]), low[:, k], high[:, k])
+            error = np.where(free[:, k], weights[:, k] - steps * scale[:, k], errors[:, k])
+            changes[:, i] = error - errors[:, k]
+            errors[:, k] = error
