@@ -216,7 +216,9 @@ class FoldConstants(Pass):
             if size <= self.max_growth:
                 continue
             leaves = _leaves(tensors, scope)
-            if leaves and all(leaf in packed for leaf in leaves):
+            # An Expand of one value is not worth unpacking: no pass could do better.
+            is_packed = leaves and all(leaf in packed for leaf in leaves)
+            if is_packed and tensor.inputs[0].op != "Expand":
                 continue
             missing = size - self.max_growth
             for leaf in leaves:
