@@ -1,55 +1,38 @@
 """The calibration run: one reading of the samples, the range of every tensor asked for.
 
-The statistics are computed in the graph, by reductions appended to it, so that a run returns four
-numbers a tensor and activations are never held: memory does not grow with the samples.
+Observers that need only the smallest and largest value of each sample get them from reductions
+appended to the graph, so that activations never leave it. The others are shown the values, a
+segment of the model at a time (`segments.py`). Either way memory does not grow with the samples.
+
 ONNX Runtime's ReduceMin and ReduceMax pass over NaN, so a sum is taken too, which does not. Where
 it overflows (attention masks hold -3.4e38), the sum of 0 * x, exact but slower, takes its place.
 """
 
 import math
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnxslim_passes.calibration.observers import MinMax
+from onnxslim_passes.calibration.cache import RangeCache
+from onnxslim_passes.calibration.observers import (
+    MinMax,
+    Observer,
+    ObserverOptions,
+    observer_named,
+)
+from onnxslim_passes.calibration.ranges import Progress, TensorRange
 from onnxslim_passes.calibration.samples import Feed, Samples
-from onnxslim_passes.errors import SamplesError, UnsupportedModelError
+from onnxslim_passes.calibration.segments import main_tensors, measurable, shown, visit_values
+from onnxslim_passes.errors import SamplesError
 from onnxslim_passes.model import Graph, Model, Types, Variable
-from onnxslim_passes.runtime import Session, open_session
+from onnxslim_passes.runtime import Array, Session, open_session
 
-Item = TypeVar("Item")
+__all__ = ["Progress", "TensorRange", "collect_ranges", "main_tensors"]
 
 _STATISTICS = 4  # lowest, highest, sum, shape
-
-
-class Progress(Protocol):
-    """Something that shows how far a loop has come."""
-
-    def track(self, items: Iterable[Item], label: str, total: int | None = None) -> Iterable[Item]:
-        """The same items."""
-        ...
-
-
-@dataclass(frozen=True)
-class TensorRange:
-    """What one tensor held.
-
-    Attributes:
-        lo: Its smallest value; NaN if it was empty in every run.
-        hi: Its largest value; NaN likewise.
-        seen: How many elements were looked at.
-        rank: Its number of axes.
-        finite: False if it held NaN or infinity; then there is no use in `lo` and `hi`.
-    """
-
-    lo: float
-    hi: float
-    seen: int
-    rank: int
-    finite: bool = True
+_AXES_INPUT_OPSET = 18  # the first with ReduceMin's axes as an input
 
 
 def collect_ranges(
@@ -57,8 +40,11 @@ def collect_ranges(
     tensors: Sequence[Variable],
     samples: Samples,
     *,
+    observer: str = "min-max",
+    options: ObserverOptions | None = None,
     progress: Progress | None = None,
     strict: bool = True,
+    cache: RangeCache | None = None,
 ) -> dict[str, TensorRange]:
     """Runs the model on all samples once.
 
@@ -66,45 +52,115 @@ def collect_ranges(
         model: Stays as it is.
         tensors: Numeric tensors of the main graph, graph inputs included.
         samples: The data.
+        observer: How a range is chosen; a name in `observers.OBSERVERS`.
+        options: What the observer is told; the defaults if None.
         progress: Is shown the feeds.
         strict: Raise for a tensor that becomes NaN or infinite. Else its `finite` is False, and the
             caller may leave it alone with a reason: some models mask attention with infinities.
+        cache: Is asked first, and told what was found.
 
     Returns:
         The range of each tensor by its name; the same for any grouping of samples into feeds, as
-        far as the model treats samples alike.
+        far as the model treats samples alike. For "moving-average", a tensor whose first axis is as
+        long as that of all inputs counts as having a row a sample; others as one sample a feed.
 
     Raises:
+        UnknownNameError: There is no such observer.
         SamplesError: The data does not fit the model, or a tensor became NaN or infinite.
         RuntimeRefusedError: The model does not run on the data.
-        UnsupportedModelError: A tensor holds no numbers.
+        UnsupportedModelError: A tensor is in a body, or holds no numbers.
     """
+    kind, settings = observer_named(observer), options or ObserverOptions()
     if not tensors:
         return {}
-    found = {str(t.name): _Found() for t in tensors}
+    types = model.types()
+    chosen = measurable(model, tensors, types)
+    key = None
+    if cache is not None:
+        key = cache.key(model, chosen, samples, observer, settings)
+        known = cache.load(key)
+        if known is not None and (all(r.finite for r in known.values()) or not strict):
+            return known
+    found = {name: _Found(kind.from_options(settings)) for name in chosen}
+    if kind.needs_values:
+        _show_values(model, tensors, samples, found, progress, strict=strict)
+    else:
+        rows = kind is not MinMax
+        _reduce(_Reduced(model, chosen, types, rows=rows), samples, found, progress, strict=strict)
+    ranges = {name: seen.result() for name, seen in found.items()}
+    if cache is not None and key is not None:
+        cache.store(key, ranges)
+    return ranges
+
+
+def _show_values(
+    model: Model,
+    tensors: Sequence[Variable],
+    samples: Samples,
+    found: Mapping[str, "_Found"],
+    progress: Progress | None,
+    *,
+    strict: bool,
+) -> None:
+    """Shows all values to the observers."""
+
+    def visit(name: str, values: Array, feed: Feed) -> None:
+        finite = bool(_is_finite(values))
+        if not finite and strict:
+            raise _non_finite(model, name, feed, samples)
+        found[name].update(values, values.shape, finite)
+
+    visit_values(model, tensors, samples, visit, progress=progress)
+
+
+def _is_finite(values: Array) -> bool:
+    """Whether no value is NaN or infinite; NumPy's extremes pass NaN on."""
+    return not values.size or all(
+        math.isfinite(float(extreme)) for extreme in (values.min(), values.max())
+    )
+
+
+def _reduce(
+    reduced: "_Reduced",
+    samples: Samples,
+    found: Mapping[str, "_Found"],
+    progress: Progress | None,
+    *,
+    strict: bool,
+) -> None:
+    """Shows the extremes, found in the graph, to the observers."""
     overflowing: set[str] = set()
-    session = _measuring(model, tensors, overflowing)
-    feeds: Iterable[Feed] = samples.feeds(session.inputs)
-    if progress is not None:
-        feeds = progress.track(feeds, "Calibrating", total=samples.feed_count)
-    for feed in feeds:
+    session = reduced.open(overflowing)
+    for feed in shown(samples.feeds(session.inputs), samples, progress):
         values = _measure(session, feed, found)
         suspects = {n for n, v in values.items() if not np.isfinite(v[2])} - overflowing
         if suspects:
             overflowing |= suspects
             session.close()
-            session = _measuring(model, tensors, overflowing)
+            session = reduced.open(overflowing)
             values = _measure(session, feed, found)
+        batch = _batch_length(feed)
         for name, seen in found.items():
-            if not seen.update(*values[name]) and strict:
-                raise _non_finite(model, name, feed, samples)
+            low, high, total, shape = values[name]
+            finite = bool(np.isfinite(total))
+            size = math.prod(int(d) for d in shape)
+            if size and not finite and strict:
+                raise _non_finite(reduced.model, name, feed, samples)
+            seen.update(_extremes(low, high, batch), [int(d) for d in shape], finite or not size)
     session.close()
-    return {name: seen.result() for name, seen in found.items()}
 
 
-def _measuring(model: Model, tensors: Sequence[Variable], overflowing: Set[str]) -> Session:
-    """A session whose outputs are the statistics of the tensors, one tensor after the other."""
-    return open_session(_instrumented(model, tensors, overflowing), lean=True)
+def _batch_length(feed: Feed) -> int | None:
+    """The length of the first axis, if all inputs of a feed share it."""
+    lengths = {np.shape(array)[0] for array in feed.values() if np.ndim(array)}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _extremes(low: Any, high: Any, batch: int | None) -> Array:
+    """Shape (samples, 2): the extremes of each sample, if the tensor has a row for each."""
+    if np.ndim(low) and len(low) == batch:
+        return np.stack([low, high], axis=1)
+    return np.array([[np.min(low, initial=np.inf), np.max(high, initial=-np.inf)]])
 
 
 def _measure(session: Session, feed: Feed, names: Iterable[str]) -> dict[str, list[Any]]:
@@ -116,90 +172,113 @@ def _measure(session: Session, feed: Feed, names: Iterable[str]) -> dict[str, li
 class _Found:
     """The range of one tensor so far."""
 
-    def __init__(self) -> None:
-        self._observer = MinMax()
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
         self._seen = self._rank = 0
         self._finite = True
 
-    def update(self, low: Any, high: Any, total: Any, shape: Any) -> bool:
-        """Takes in one run; False if a value was not finite."""
-        size = math.prod(int(d) for d in shape)
+    def update(self, values: Array, shape: Sequence[int], finite: bool) -> None:
+        """Takes in one run: what the observer sees, and the tensor's own shape."""
         self._rank = len(shape)
-        if size == 0:
-            return True  # the reductions of nothing are infinite, or undefined
+        size = math.prod(shape)
         self._seen += size
-        finite = bool(np.isfinite(total))
         self._finite &= finite
-        if finite:
-            self._observer.update(np.array([low, high]))
-        return finite
+        if size and finite:
+            self._observer.update(values)
 
     def result(self) -> TensorRange:
         low, high = self._observer.range()
         return TensorRange(low, high, self._seen, self._rank, self._finite)
 
 
-def _instrumented(model: Model, tensors: Sequence[Variable], overflowing: Set[str]) -> Model:
-    """A copy whose only outputs are four statistics a tensor."""
-    types = model.types()
-    copy = model.copy()
-    by_name = main_tensors(copy.graph)
-    outputs: list[Variable] = []
-    for name, tensor in {str(t.name): t for t in tensors}.items():
-        if name not in by_name:
-            raise UnsupportedModelError(
-                f"Tensor {name!r} cannot be measured: it is not in the main graph."
-            )
-        elem_type = _reduced_type(types, tensor)
-        outputs += _add_statistics(copy.graph, by_name[name], elem_type, name in overflowing)
-    copy.graph.outputs = outputs
-    copy.remove_unused()
-    return copy
+class _Reduced:
+    """The model with the statistics of some tensors as its only outputs.
+
+    Attributes:
+        model: The model itself.
+    """
+
+    def __init__(
+        self, model: Model, chosen: Mapping[str, Variable], types: Types, *, rows: bool
+    ) -> None:
+        self.model = model
+        self._kinds = {
+            name: (_reduced_type(types, tensor), rows and _has_axes(types, tensor))
+            for name, tensor in chosen.items()
+        }
+
+    def open(self, overflowing: Set[str]) -> Session:
+        """A session that returns `_STATISTICS` values a tensor, one tensor after the other.
+
+        Args:
+            overflowing: Tensors whose sums overflow.
+        """
+        copy = self.model.copy()
+        by_name = main_tensors(copy.graph)
+        outputs: list[Variable] = []
+        for name, (elem_type, by_rows) in self._kinds.items():
+            axes_input = copy.opset >= _AXES_INPUT_OPSET
+            statistics = _Statistics(copy.graph, elem_type, axes_input)
+            outputs += statistics.of(by_name[name], by_rows, name in overflowing)
+        copy.graph.outputs = outputs
+        copy.remove_unused()
+        return open_session(copy, lean=True)
 
 
-def main_tensors(graph: Graph) -> dict[str, Variable]:
-    """The inputs and the node outputs of a graph, without its bodies, by name."""
-    made = [t for node in graph.nodes for t in node.outputs if not t.is_empty()]
-    return {t.name: t for t in (*graph.inputs, *made) if isinstance(t, Variable)}
+def _has_axes(types: Types, tensor: Variable) -> bool:
+    known = types.of(tensor)
+    return known is not None and bool(known.rank)
 
 
 def _reduced_type(types: Types, tensor: Variable) -> int:
     """The ONNX type that the statistics of a tensor are computed in."""
     known = types.of(tensor)
-    elem_type = int(known.elem_type) if known is not None else 0
-    if elem_type in (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128):
-        raise UnsupportedModelError(
-            f"Tensor {tensor.name!r} cannot be measured: it holds "
-            f"{helper.tensor_dtype_to_string(elem_type).removeprefix('TensorProto.').lower()}."
-        )
     double, single = int(TensorProto.DOUBLE), int(TensorProto.FLOAT)
-    return double if elem_type == double else single
+    return double if known is not None and known.elem_type == double else single
 
 
-def _add_statistics(
-    graph: Graph, tensor: Variable, elem_type: int, overflowing: bool
-) -> list[Variable]:
-    """Appends the statistics over all axes of one tensor."""
-    # Cast always: bfloat16 and integers have no kernels; of a float32 ONNX Runtime drops it.
-    value = graph.add_node("Cast", [tensor], attrs={"to": elem_type}).outputs[0]
-    summed = value
-    if overflowing:
-        dtype = helper.tensor_dtype_to_np_dtype(elem_type)
-        zero = graph.add_constant("calibration_zero", np.zeros((), dtype))
-        summed = graph.add_node("Mul", [value, zero]).outputs[0]
-    over_all = {"keepdims": 0}
-    made = [
-        graph.add_node("ReduceMin", [value], attrs=over_all),
-        graph.add_node("ReduceMax", [value], attrs=over_all),
-        graph.add_node("ReduceSum", [summed], attrs=over_all),
-        graph.add_node("Shape", [tensor]),
-    ]
-    for node in made:
-        is_shape = node.op == "Shape"
-        _declare(
-            node.outputs[0], TensorProto.INT64 if is_shape else elem_type, [None] * int(is_shape)
-        )
-    return [node.outputs[0] for node in made]
+class _Statistics:
+    """Appends the statistics of tensors of one type to a graph."""
+
+    def __init__(self, graph: Graph, elem_type: int, axes_input: bool) -> None:
+        self._graph = graph
+        self._elem_type = elem_type
+        self._axes_input = axes_input
+
+    def of(self, tensor: Variable, by_rows: bool, overflowing: bool) -> list[Variable]:
+        """Lowest and highest of all or of each row, the sum of all, the shape."""
+        # Cast always: bfloat16 and integers have no kernels; of a float32 ONNX Runtime drops it.
+        value = self._add("Cast", tensor, {"to": self._elem_type})
+        rows = self._add("Flatten", value, {"axis": 1}) if by_rows else value
+        summed = value
+        if overflowing:
+            dtype = helper.tensor_dtype_to_np_dtype(self._elem_type)
+            zero = self._graph.add_constant("calibration_zero", np.zeros((), dtype))
+            summed = self._graph.add_node("Mul", [value, zero]).outputs[0]
+        made = [
+            self._extreme("ReduceMin", rows, by_rows),
+            self._extreme("ReduceMax", rows, by_rows),
+            self._add("ReduceSum", summed, {"keepdims": 0}),
+        ]
+        for reduced in made:
+            _declare(reduced, self._elem_type, None)
+        shape = self._add("Shape", tensor, {})
+        _declare(shape, TensorProto.INT64, [None])
+        return [*made, shape]
+
+    def _add(self, op: str, tensor: Variable, attrs: dict[str, Any]) -> Variable:
+        made: Variable = self._graph.add_node(op, [tensor], attrs=attrs).outputs[0]
+        return made
+
+    def _extreme(self, op: str, value: Variable, by_rows: bool) -> Variable:
+        if not by_rows:
+            return self._add(op, value, {"keepdims": 0})
+        if not self._axes_input:
+            return self._add(op, value, {"keepdims": 0, "axes": [1]})
+        axes = self._graph.add_constant("calibration_axes", np.array([1], np.int64))
+        node = self._graph.add_node(op, [value, axes], attrs={"keepdims": 0})
+        made: Variable = node.outputs[0]
+        return made
 
 
 def _declare(tensor: Variable, elem_type: int, shape: Sequence[int | None] | None) -> None:
