@@ -16,7 +16,7 @@ from onnxslim_passes.model import Model, Role, Weight
 from onnxslim_passes.numerics.arrays import check_finite
 from onnxslim_passes.passes.base import Decision, pass_options
 
-__all__ = ["Selection", "role_refusal", "values_refusal"]
+__all__ = ["Selection", "matching_pattern", "role_refusal", "values_refusal"]
 
 _ROLE_WORDS = {
     "bias": "a bias",
@@ -107,6 +107,11 @@ def values_refusal(weight: Weight) -> Decision | None:
         else:
             return None
     return Decision(where=weight.where, taken=False, reason=reason)
+
+
+def matching_pattern(patterns: Iterable[str], weight: Weight) -> str | None:
+    """The first of the patterns that matches a weight, or None."""
+    return _first_match(patterns, _names(weight))
 
 
 def _names(weight: Weight) -> set[str]:

@@ -41,10 +41,12 @@ EncodingName = Literal[
     "dense",
     "sparse",
     "fill",
+    "narrow",
     "codebook-uint8",
     "codebook-uint4",
     "codebook-packed",
     "codebook-sparse",
+    "grid",
 ]
 
 _TYPES = frozenset(
@@ -112,7 +114,10 @@ class StoreWeights(Selection, Pass):
     encodings: Annotated[
         tuple[EncodingName, ...],
         Field(description="ways to store a weight that may be chosen; dense always may"),
-    ] = ("sparse", "fill", "codebook-uint8", "codebook-uint4", "codebook-packed", "codebook-sparse")
+    ] = (
+        *("sparse", "fill", "narrow", "codebook-uint8", "codebook-uint4", "codebook-packed"),
+        *("codebook-sparse", "grid"),
+    )
     min_elements: Annotated[
         int, Field(ge=2, description="smaller constants are left as they are")
     ] = 32
@@ -265,6 +270,11 @@ def _describe(plan: Plan) -> str:
         parts.append(f"{figures['bits']}-bit codes")
     if "density" in figures:
         parts.append(f"{figures['density']:.1%} stored")
+    if "type" in figures:
+        parts.append(f"as {figures['type']}")
+    if "block" in figures:
+        parts.append(f"{figures['bits']}-bit codes, {figures['scales']} scales")
+        parts.append(f"blocks of {figures['block']}")
     return f"{plan.encoding}: {', '.join(parts)}" if parts else plan.encoding
 
 

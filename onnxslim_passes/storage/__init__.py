@@ -15,6 +15,8 @@ from onnxslim_passes.storage.codebook import (
 )
 from onnxslim_passes.storage.dense import Dense
 from onnxslim_passes.storage.fill import Fill
+from onnxslim_passes.storage.grid import Grid
+from onnxslim_passes.storage.narrow import Narrow
 from onnxslim_passes.storage.sparse import Sparse
 
 # In the order in which equal prices are resolved: the simplest decoder first.
@@ -24,10 +26,12 @@ ENCODINGS: dict[str, Encoding] = {
         Dense(),
         Sparse(),
         Fill(),
+        Narrow(),
         CodebookUint8(),
         CodebookUint4(),
         CodebookPacked(),
         CodebookSparse(),
+        Grid(),
     )
 }
 

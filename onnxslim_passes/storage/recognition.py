@@ -1,18 +1,31 @@
 """Which constants of a model belong to decoders already, so that storing twice changes nothing."""
 
+import ml_dtypes
+import numpy as np
+
 from onnxslim_passes.model import Constant, Model, Node, Variable
 
-# What decoders are built of (`fill`, `codebook`).
+# What decoders are built of (`fill`, `narrow`, `codebook`, `grid`).
 _DECODER_OPS = frozenset(
     [
         *("Add", "Cast", "Div", "Expand", "Gather", "GatherElements"),
-        *("Mod", "Mul", "Range", "Reshape", "Slice", "Transpose"),
+        *("Mod", "Mul", "Range", "Reshape", "Slice", "Sub", "Transpose"),
     ]
+)
+_NARROW = frozenset(
+    np.dtype(kind)
+    for kind in (
+        *(np.int8, np.uint8, np.float16, ml_dtypes.bfloat16),
+        *(ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2),
+    )
 )
 
 
 def decoder_constants(model: Model) -> set[Constant]:
-    """The constants under a decoder: an Expand of one value, or a Gather by codes.
+    """The constants under a decoder.
+
+    That is an Expand of one value, a Gather by codes, a Cast to a wider type, or a product of codes
+    and scales.
 
     A Gather with constant indices is a decoder only if its codes pass through another node, as
     they do in every codebook; a table of positions taken by constant indices is not.
@@ -28,11 +41,18 @@ def decoder_constants(model: Model) -> set[Constant]:
 
 
 def _may_be_root(node: Node) -> bool:
-    if node.domain or len(node.inputs) != 2:
+    if node.domain or not node.inputs:
+        return False
+    if node.op == "Cast":
+        return isinstance(node.inputs[0], Constant) and node.inputs[0].dtype in _NARROW
+    if len(node.inputs) != 2:
         return False
     data, second = node.inputs
     if node.op == "Expand":
         return isinstance(data, Constant) and data.size == 1 and isinstance(second, Constant)
+    if node.op == "Mul":
+        makers = [maker.op for tensor in node.inputs for maker in tensor.inputs]
+        return len(makers) == 2 and set(makers) <= {"Reshape", "Sub"}
     return node.op in ("Gather", "GatherElements") and isinstance(second, Variable)
 
 
