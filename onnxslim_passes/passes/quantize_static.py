@@ -51,11 +51,13 @@ class _Placement:
     Attributes:
         chosen: keys of sites.
         unfused: keys of sites that were tried and that the runtime left in float.
+        boundless: keys of sites beside a tensor that held NaN or infinity.
         optimized: the runtime's graph with the chosen sites.
     """
 
     chosen: frozenset[str]
     unfused: frozenset[str]
+    boundless: frozenset[str]
     optimized: onnx.GraphProto | None
 
 
@@ -90,6 +92,10 @@ class QuantizeStatic(Selection, Pass):
             "sums saturate otherwise"
         ),
     ] = False
+    observer: Annotated[
+        Literal["min-max", "moving-average", "percentile", "entropy", "mse"],
+        Field(description="how the range of an activation is chosen from its values"),
+    ] = "min-max"
     placement: Annotated[
         Literal["pays", "everywhere"],
         Field(description="quantize where the runtime gains time, or all nodes with weights"),
@@ -195,7 +201,14 @@ class QuantizeStatic(Selection, Pass):
         tensors: dict[Variable, None] = {}
         for site in found.sites:
             tensors.update(dict.fromkeys((*site.inputs, *site.outputs)))
-        return collect_ranges(work, list(tensors), context.samples, progress=context.progress)
+        return collect_ranges(
+            work,
+            list(tensors),
+            context.samples,
+            observer=self.observer,
+            progress=context.progress,
+            strict=False,
+        )
 
     # ---- choice
 
@@ -203,7 +216,8 @@ class QuantizeStatic(Selection, Pass):
         self, work: Model, found: Survey, ranges: Mapping[str, TensorRange], context: Context
     ) -> _Placement:
         """Chooses, builds, asks the runtime, and gives up what it did not fuse."""
-        empty = {site.key for site in found.sites if _unseen(site, ranges)}
+        boundless = frozenset(site.key for site in found.sites if _is_boundless(site, ranges))
+        empty = {site.key for site in found.sites if _unseen(site, ranges)} | boundless
         forced: set[str] = set()
         if self.placement == "everywhere":
             forced = {site.key for site in found.sites if site.weight is not None} - empty
@@ -212,7 +226,7 @@ class QuantizeStatic(Selection, Pass):
         for _ in range(_ROUNDS):
             chosen = choose(found, elements, CPU, integer=forced, floating=empty | unfused - forced)
             if not chosen:
-                return _Placement(frozenset(), frozenset(unfused), None)
+                return _Placement(frozenset(), frozenset(unfused), boundless, None)
             trial = work.copy()
             inserted = self._insert(trial, chosen, ranges, context)
             try:
@@ -224,7 +238,7 @@ class QuantizeStatic(Selection, Pass):
             unfused |= failed
             if not failed - forced:
                 break
-        return _Placement(frozenset(chosen), frozenset(unfused), optimized)
+        return _Placement(frozenset(chosen), frozenset(unfused), boundless, optimized)
 
     def _insert(
         self,
@@ -259,6 +273,11 @@ class QuantizeStatic(Selection, Pass):
 def _unseen(site: Site, ranges: Mapping[str, TensorRange]) -> bool:
     """Whether a tensor of a site was empty in every run, so that it has no range."""
     return any(ranges[tensor.name].seen == 0 for tensor in (*site.inputs, *site.outputs))
+
+
+def _is_boundless(site: Site, ranges: Mapping[str, TensorRange]) -> bool:
+    """Whether a tensor of a site held NaN or infinity, so that no grid can hold its values."""
+    return not all(ranges[tensor.name].finite for tensor in (*site.inputs, *site.outputs))
 
 
 def _elements(ranges: Mapping[str, TensorRange], context: Context) -> dict[str, float]:
@@ -301,6 +320,8 @@ def _reason(
         return f"{formats}; fused by ONNX Runtime"
     if site.key in placed.unfused:
         return "ONNX Runtime did not fuse its Q/DQ pairs, so that they were taken out again"
+    if site.key in placed.boundless:
+        return "a tensor around it held NaN or infinity in calibration, which no integer stands for"
     if not all(elements[tensor.name] for tensor in (*site.inputs, *site.outputs)):
         return "a tensor around it was empty in every calibration run"
     if site.node.op == "ConvTranspose":

@@ -489,3 +489,23 @@ def test_the_recogniser_as_downloaded(shared_models: Path) -> None:
     result = quantize(model, data)
     assert sum(d.taken for d in result.decisions if "weights" in d.figures) > 20
     assert sqnr_db(run(reference, data[0]), run(model, data[0])) > 12
+
+
+# ---------------- observers
+
+
+@pytest.mark.parametrize("observer", ["min-max", "moving-average", "percentile", "entropy", "mse"])
+def test_each_observer_gives_a_faithful_model(observer: str) -> None:
+    model = conv_net(f"a = {CONV} (x, w, b) r = Relu(a) y = {CONV} (r, w, b)")
+    expected = run(model, feeds()[0])
+    assert quantize(model, observer=observer).changed
+    # Min-max reaches 36 dB on such data; clipping costs some of it.
+    assert sqnr_db(expected, run(model, feeds()[0])) > 28
+
+
+@pytest.mark.parametrize("observer", ["min-max", "percentile"])
+def test_beside_infinities_nodes_stay_in_float(observer: str) -> None:
+    model = conv_net(f"l = Log(x) y = {CONV} (l, w, b)")
+    result = quantize(model, [{"x": np.zeros(IMAGE, np.float32)}], observer=observer)
+    assert not result.changed
+    assert any("held NaN or infinity" in decision.reason for decision in result.decisions)
