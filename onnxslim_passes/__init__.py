@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         pass_options,
     )
     from onnxslim_passes.passes.cluster_weights import ClusterWeights
+    from onnxslim_passes.passes.correct_bias import CorrectBias
     from onnxslim_passes.passes.dedupe_weights import DedupeWeights
     from onnxslim_passes.passes.fold_constants import FoldConstants
     from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
@@ -42,6 +43,7 @@ __all__ = [
     "PASSES",
     "ClusterWeights",
     "Context",
+    "CorrectBias",
     "Decision",
     "DedupeWeights",
     "FoldConstants",

@@ -139,6 +139,8 @@ class Pipeline:
         for index, pass_ in enumerate(self.passes):
             if pass_.stage == Stage.STORE:
                 unstored = work.copy()
+            if pass_.stage == Stage.QUANTIZE and context.floating is None:
+                context = replace(context, floating=work.copy())
             records.append(self._run_pass(index, work, context, judge))
         digest = source_sha256(model)
         _write_account(work, model, digest, seed, self.passes, preparations, records)

@@ -2,6 +2,7 @@
 
 from onnxslim_passes.passes.base import Pass
 from onnxslim_passes.passes.cluster_weights import ClusterWeights
+from onnxslim_passes.passes.correct_bias import CorrectBias
 from onnxslim_passes.passes.dedupe_weights import DedupeWeights
 from onnxslim_passes.passes.fold_constants import FoldConstants
 from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
@@ -20,6 +21,7 @@ PASSES: dict[str, type[Pass]] = {
         ClusterWeights,
         QuantizeStatic,
         QuantizeDynamic,
+        CorrectBias,
         StoreWeights,
     )
 }

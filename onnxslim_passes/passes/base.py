@@ -65,6 +65,8 @@ class Context:
         seed: for everything random.
         progress: for long loops.
         reference: the model as the pipeline received it; never edited.
+        floating: the model as it was before the first pass of stage QUANTIZE; None until then.
+            Never edited. Its tensors are called as in the quantized model.
     """
 
     samples: Samples | None = None
@@ -72,6 +74,7 @@ class Context:
     seed: int = 0
     progress: Progress = field(default_factory=NoProgress)
     reference: Model | None = None
+    floating: Model | None = None
 
 
 @dataclass(frozen=True)
