@@ -184,11 +184,8 @@ class FoldConstants(Pass):
         packed: Collection[Constant],
     ) -> tuple[list[Node], dict[Node, str]]:
         """Which of the evaluable nodes to replace such that the file does not grow."""
-        stay = {
-            node: "its result is an output of its graph"
-            for node in scope.evaluable
-            if any(tensor in outputs for tensor in node.outputs)
-        }
+        reasons = {node: _place(node, outputs) for node in scope.evaluable}
+        stay = {node: reason for node, reason in reasons.items() if reason}
         while True:
             chosen = [node for node in scope.evaluable if node not in stay]
             growing = self._growing(chosen, scope, outputs, packed)
@@ -328,6 +325,16 @@ def _refusal(node: Node, packed: Collection[Constant]) -> str:
     if any(tensor in packed for tensor in node.inputs if isinstance(tensor, Constant)):
         return "decodes a stored weight, and unpack=false"
     return ""
+
+
+def _place(node: Node, outputs: Collection[Variable | Constant]) -> str:
+    """Why the result of a node cannot be a constant where it is taken, or ""."""
+    if any(tensor in outputs for tensor in node.outputs):
+        return "its result is an output of its graph"
+    deciding = any(taker.op == "If" for tensor in node.outputs for taker in tensor.outputs)
+    # With a constant there ONNX Runtime inlines the branch before it checks the types in it, and
+    # refuses some models that it otherwise loads.
+    return "its result decides an If, which the runtime resolves" if deciding else ""
 
 
 # ---------------- sizes

@@ -168,6 +168,17 @@ def test_branches_that_compute_alike_share_the_result() -> None:
             assert np.array_equal(a.run(feed)["y"], b.run(feed)["y"])
 
 
+def test_conditions_are_left_to_the_runtime() -> None:
+    small = SMALL["if_weights"]()
+    small.proto.graph.initializer.append(numpy_helper.from_array(np.array(False), "never"))
+    small.proto.graph.node.append(helper.make_node("Not", ["never"], ["always"], name="negate"))
+    choose = next(node for node in small.proto.graph.node if node.op_type == "If")
+    choose.input[0] = "always"
+    result, decisions = fold(Model.from_proto(small.proto))
+    assert not result.changed
+    assert "decides an If" in decisions["negate"].reason
+
+
 def test_values_in_functions() -> None:
     text = """
         g (float[N, 4] x) => (float[N, 4] y) { y = local.f (x) }
