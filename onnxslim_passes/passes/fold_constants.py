@@ -13,18 +13,20 @@ stored once.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 import numpy as np
 import onnx
 from pydantic import Field
 
+from onnxslim_passes.errors import RuntimeRefusedError
 from onnxslim_passes.model import Constant, Graph, Model, Node, Variable
 from onnxslim_passes.model.exporting import Exporter, sorted_nodes
 from onnxslim_passes.model.types import Types, infer_types
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.folding import Array, evaluate, infer_sizes
+from onnxslim_passes.runtime import open_session
 from onnxslim_passes.storage.recognition import decoder_constants
 
 __all__ = ["FoldConstants"]
@@ -109,6 +111,18 @@ class FoldConstants(Pass):
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Folds in the main graph, in bodies and in functions; then removes what nobody uses."""
+        if any(node.op == "If" for node in model.nodes()):
+            trial = model.copy()
+            account = self._fold_all(trial)
+            if account.changed and (refusal := _refused_since(model, trial)):
+                decisions = tuple(
+                    replace(decision, taken=False, reason=refusal) if decision.taken else decision
+                    for decision in account.decisions
+                )
+                return PassResult(changed=False, decisions=decisions)
+        return self._fold_all(model)
+
+    def _fold_all(self, model: Model) -> PassResult:
         taken: list[Decision] = []
         while True:
             # What is folded lets ONNX infer more shapes, and frees constants that pay for more.
@@ -184,8 +198,11 @@ class FoldConstants(Pass):
         packed: Collection[Constant],
     ) -> tuple[list[Node], dict[Node, str]]:
         """Which of the evaluable nodes to replace such that the file does not grow."""
-        reasons = {node: _place(node, outputs) for node in scope.evaluable}
-        stay = {node: reason for node, reason in reasons.items() if reason}
+        stay = {
+            node: "its result is an output of its graph"
+            for node in scope.evaluable
+            if any(tensor in outputs for tensor in node.outputs)
+        }
         while True:
             chosen = [node for node in scope.evaluable if node not in stay]
             growing = self._growing(chosen, scope, outputs, packed)
@@ -327,16 +344,6 @@ def _refusal(node: Node, packed: Collection[Constant]) -> str:
     return ""
 
 
-def _place(node: Node, outputs: Collection[Variable | Constant]) -> str:
-    """Why the result of a node cannot be a constant where it is taken, or ""."""
-    if any(tensor in outputs for tensor in node.outputs):
-        return "its result is an output of its graph"
-    deciding = any(taker.op == "If" for tensor in node.outputs for taker in tensor.outputs)
-    # With a constant there ONNX Runtime inlines the branch before it checks the types in it, and
-    # refuses some models that it otherwise loads.
-    return "its result decides an If, which the runtime resolves" if deciding else ""
-
-
 # ---------------- sizes
 
 
@@ -450,6 +457,25 @@ def _leaves(tensors: Iterable[Variable], scope: _Scope) -> list[Constant]:
 
 
 # ---------------- edit
+
+
+def _refused_since(before: Model, after: Model) -> str:
+    """Why ONNX Runtime refuses what it loaded before, or "".
+
+    It inlines a branch of an If whose condition it knows, and then looks at shapes that it did not
+    look at before: a model that is wrong there still loads as long as less is known.
+    """
+    try:
+        open_session(after).close()
+    except RuntimeRefusedError as error:
+        refusal = str(error)
+    else:
+        return ""
+    try:
+        open_session(before).close()
+    except RuntimeRefusedError:
+        return ""
+    return f"with the constants in place, {refusal}"
 
 
 def _replace(model: Model, chosen: Sequence[Node], scope: _Scope) -> None:

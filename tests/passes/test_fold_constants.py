@@ -16,6 +16,7 @@ from onnxslim_passes.passes.base import Context, Decision, PassResult
 from onnxslim_passes.passes.fold_constants import FoldConstants
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.runtime import open_session
+from tests.roundtrip.cases import node_cases
 from tests.zoo_small import SMALL, feeds, noise, parsed
 
 Array = npt.NDArray[Any]
@@ -168,15 +169,14 @@ def test_branches_that_compute_alike_share_the_result() -> None:
             assert np.array_equal(a.run(feed)["y"], b.run(feed)["y"])
 
 
-def test_conditions_are_left_to_the_runtime() -> None:
-    small = SMALL["if_weights"]()
-    small.proto.graph.initializer.append(numpy_helper.from_array(np.array(False), "never"))
-    small.proto.graph.node.append(helper.make_node("Not", ["never"], ["always"], name="negate"))
-    choose = next(node for node in small.proto.graph.node if node.op_type == "If")
-    choose.input[0] = "always"
-    result, decisions = fold(Model.from_proto(small.proto))
+def test_a_model_that_the_runtime_would_refuse_stays() -> None:
+    """A fault that the runtime sees only when it knows which branch runs."""
+    case = next(c for c in node_cases() if c.name == "test_affine_grid_2d_expanded")
+    model = Model.from_proto(case.model())
+    result, decisions = fold(model)
     assert not result.changed
-    assert "decides an If" in decisions["negate"].reason
+    assert "with the constants in place, ONNX Runtime refuses" in decisions["Size#13"].reason
+    open_session(model).close()
 
 
 def test_values_in_functions() -> None:
