@@ -140,23 +140,25 @@ def least_squares_range(seen: Histogram, levels: int) -> tuple[float, float]:
     which the full range represents exactly keep it.
     """
     lower, upper, counts = seen.bins()
-    values = (lower + upper) / 2
+    unit = max(-seen.low, seen.high)  # squares of values beyond 1e154 would overflow
+    values = (lower / unit + upper / unit) / 2
+    lowest, highest = min(seen.low / unit, 0.0), max(seen.high / unit, 0.0)
     moments = _Moments(values, counts)
-    lows, highs = _candidates(min(seen.low, 0.0)), _candidates(max(seen.high, 0.0))
+    lows, highs = _candidates(lowest), _candidates(highest)
     for finer in (0, 1, 2):
         errors = moments.errors(lows[:, None], highs[None, :], levels)
         i, j = np.unravel_index(int(np.argmin(errors)), errors.shape)
         if finer < 2:
-            lows = _around(lows, int(i), min(seen.low, 0.0))
-            highs = _around(highs, int(j), max(seen.high, 0.0))
+            lows = _around(lows, int(i), lowest)
+            highs = _around(highs, int(j), highest)
     order = np.argsort(errors, axis=None)[:_FINALISTS]
     finalists = [(float(lows[k // len(highs)]), float(highs[k % len(highs)])) for k in order]
     if levels <= _EXACT_LEVELS:
-        finalists.append((min(seen.low, 0.0), max(seen.high, 0.0)))
+        finalists.append((lowest, highest))
         finalists.sort(key=lambda ends: _quantized_error(values, counts, ends, levels))
     low, high = finalists[0]
     # An end on the far side of 0 is one that no value demands: say what was seen.
-    return (max(low, seen.low), min(high, seen.high))
+    return max(low * unit, seen.low), min(high * unit, seen.high)
 
 
 def _candidates(end: float) -> Floats:

@@ -26,7 +26,7 @@ from onnxslim_passes.runtime import Session, open_session
 Array = npt.NDArray[Any]
 Item = TypeVar("Item", bound=Hashable)
 
-_PIECE = 1 << 22  # elements of X that are laid out at a time
+_PIECE = 1 << 21  # elements of X that are laid out at a time
 
 
 class Layout(Protocol):
@@ -38,7 +38,7 @@ class Layout(Protocol):
         ...
 
     def pieces(self, values: Array) -> Iterator[Array]:
-        """X of one tensor, float32, in pieces of shape (G, K, R)."""
+        """X of one tensor, in its dtype, in pieces of shape (G, K, R)."""
         ...
 
 
@@ -234,9 +234,12 @@ class _Sum:
         self.positions = 0
 
     def add(self, values: Array) -> None:
-        # What is not finite, or overflows, shows in the sum.
+        # What is not finite shows in the sum.
         with np.errstate(over="ignore", invalid="ignore"):
-            for piece in self._layout.pieces(values.astype(np.float32, copy=False)):
+            for piece in self._layout.pieces(values):
+                # In float64 the sums of float32 products do not depend on how samples are batched,
+                # but for digits that no rounding sees.
+                piece = piece.astype(np.float64)
                 if len(piece) == 1:
                     # A matrix times its own transpose costs half of any other product.
                     self.matrix[0] += piece[0] @ piece[0].T
