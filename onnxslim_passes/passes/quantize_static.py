@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ from onnxslim_passes.passes.embeddings import (
     objection,
 )
 from onnxslim_passes.passes.placement import (
+    BY_RULE,
     CPU,
     Inserted,
     Ranges,
@@ -29,9 +30,16 @@ from onnxslim_passes.passes.placement import (
     border_decisions,
     choose,
     estimate,
+    find_target,
+    float_tensors,
+    inputs_only,
     insert_pairs,
+    quantize_rest,
     survey,
+    target_decisions,
     unfused_sites,
+    unplaced,
+    weights_only,
     without_flat_ends,
 )
 from onnxslim_passes.passes.selection import Selection
@@ -76,34 +84,56 @@ class QuantizeStatic(Selection, Pass):
     needs_samples: ClassVar[bool] = True
 
     activations: Annotated[
-        Literal["uint8", "int8"], Field(description="type of activations, asymmetric")
-    ] = "uint8"
+        Literal["uint8", "int8"] | None,
+        Field(description="type of activations; none: what the target wants, uint8 on cpu"),
+    ] = None
+    symmetric: Annotated[
+        bool | None,
+        Field(
+            description="zero points of activations in the middle of the range; none: what the "
+            "target wants, false on cpu"
+        ),
+    ] = None
     weights: Annotated[
-        Literal["int8", "uint8"],
-        Field(description="type of weights, symmetric; on x86 int8 is 2x as fast as uint8"),
-    ] = "int8"
+        Literal["int8", "uint8"] | None,
+        Field(
+            description="type of weights, symmetric; on x86 int8 is 2x as fast as uint8; none: "
+            "what the target wants, int8 on cpu"
+        ),
+    ] = None
     per_channel: Annotated[
-        bool, Field(description="a weight scale for each output channel, not one for the tensor")
-    ] = True
+        bool | None,
+        Field(
+            description="a weight scale for each output channel, not one for the tensor; none: "
+            "what the target wants, true on cpu"
+        ),
+    ] = None
     reduce_range: Annotated[
-        bool,
+        bool | None,
         Field(
             description="7-bit weights, for CPUs without int8 dot products (VNNI), whose 16-bit "
-            "sums saturate otherwise"
+            "sums saturate otherwise; none: what the target wants, true on cpu-no-vnni"
         ),
-    ] = False
+    ] = None
     observer: Annotated[
         Literal["min-max", "moving-average", "percentile", "entropy", "mse"],
         Field(description="how the range of an activation is chosen from its values"),
     ] = "min-max"
     placement: Annotated[
-        Literal["pays", "everywhere"],
-        Field(description="quantize where the runtime gains time, or all nodes with weights"),
-    ] = "pays"
-
+        Literal["pays", "inputs", "everywhere", "all", "nowhere"] | None,
+        Field(
+            description="quantize where the runtime gains time, the inputs of nodes with weights, "
+            "all nodes with weights, every tensor, or nothing; none: what the target wants, pays "
+            "on cpu"
+        ),
+    ] = None
     embeddings: Annotated[
-        bool, Field(description="store embedding tables (Gather) as int8 rows with a scale each")
-    ] = True
+        bool | None,
+        Field(
+            description="store embedding tables (Gather) as int8 rows with a scale each; none: "
+            "what the target wants, true on cpu"
+        ),
+    ] = None
 
     def preview(self, model: Model) -> tuple[Decision, ...]:
         """The nodes that could run on integers; calibration and the runtime decide on them."""
@@ -118,18 +148,40 @@ class QuantizeStatic(Selection, Pass):
     def apply(self, model: Model, context: Context) -> PassResult:
         """Inserts Q/DQ pairs; see `docs/passes/quantize-static.md`."""
         self.check(model)
-        pairs = self._quantize_sites(model, context)
-        tables = self._quantize_embeddings(model)
-        return PassResult(
-            changed=pairs.changed or tables.changed,
-            decisions=(*pairs.decisions, *tables.decisions),
-        )
+        settled = self.for_target(context.target)
+        pairs = settled._quantize_sites(model, context)
+        tables = settled._quantize_embeddings(model)
+        changed = pairs.changed or tables.changed
+        said = target_decisions(model, context.target)
+        return PassResult(changed=changed, decisions=(*pairs.decisions, *tables.decisions, *said))
+
+    def for_target(self, name: str) -> "QuantizeStatic":
+        """The same with no option left open: what the user has not given is as the target wants.
+
+        Raises:
+            UnknownNameError: there is no such target; with the nearest name.
+        """
+        target = find_target(name)
+        formats = target.formats
+        wanted: dict[str, Any] = {
+            "activations": formats.activations,
+            "symmetric": formats.symmetric,
+            "weights": formats.weights,
+            "per_channel": formats.per_channel,
+            "reduce_range": formats.reduce_range,
+            "placement": formats.placement,
+            "embeddings": formats.placement in ("pays", "everywhere"),
+        }
+        given = self.options()
+        wanted = {key: value for key, value in wanted.items() if given[key] is None}
+        return type(self)(**(given | wanted))
 
     def _quantize_sites(self, model: Model, context: Context) -> PassResult:
         work, converted = self._at_opset(model)
         found = self._survey(work)
-        if not found.sites:
-            return PassResult(changed=False, decisions=found.refusals)
+        if not found.sites or self.placement == "nowhere":
+            kept = [unplaced(site, context.target) for site in found.sites]
+            return PassResult(changed=False, decisions=(*found.refusals, *kept))
         ranges = self._calibrate(work, found, context)
         placed = self._place(work, found, ranges, context)
         decisions = self._decisions(found, placed, ranges, context)
@@ -167,7 +219,10 @@ class QuantizeStatic(Selection, Pass):
             labels = {node.name, node.where} - {""}
             return any(fnmatchcase(label, pattern) for label in labels for pattern in self.exclude)
 
-        return survey(model, self.verdict, is_excluded)
+        found = survey(model, self.verdict, is_excluded)
+        if self.placement == "inputs":
+            return inputs_only(found)
+        return weights_only(found) if self.placement == "all" else found
 
     def _at_opset(self, model: Model) -> tuple[Model, bool]:
         """The model, or a copy with an opset in which the pairs can be written."""
@@ -183,13 +238,16 @@ class QuantizeStatic(Selection, Pass):
         return work, True
 
     def _scheme(self, context: Context) -> Scheme:
-        narrow = self.reduce_range or context.target == "cpu-no-vnni"
+        formats = find_target(context.target).formats
         middle = 128 if self.weights == "uint8" else 0
         return Scheme(
             activations=np.dtype(self.activations),
             weights=np.dtype(self.weights),
-            per_channel=self.per_channel,
-            weight_levels=(middle - 64, middle + 63) if narrow else None,
+            per_channel=frozenset(formats.per_channel_operators if self.per_channel else ()),
+            weight_levels=(middle - 64, middle + 63) if self.reduce_range else None,
+            symmetric=bool(self.symmetric),
+            integer_bias=formats.integer_bias,
+            for_cpu=self.placement not in BY_RULE,
         )
 
     def _calibrate(self, work: Model, found: Survey, context: Context) -> dict[str, TensorRange]:
@@ -201,6 +259,8 @@ class QuantizeStatic(Selection, Pass):
         tensors: dict[Variable, None] = {}
         for site in found.sites:
             tensors.update(dict.fromkeys((*site.inputs, *site.outputs)))
+        if self.placement == "all":
+            tensors.update(dict.fromkeys(float_tensors(work, work.types())))
         return collect_ranges(
             work,
             list(tensors),
@@ -218,6 +278,9 @@ class QuantizeStatic(Selection, Pass):
         """Chooses, builds, asks the runtime, and gives up what it did not fuse."""
         boundless = frozenset(site.key for site in found.sites if _is_boundless(site, ranges))
         empty = {site.key for site in found.sites if _unseen(site, ranges)} | boundless
+        if self.placement in BY_RULE:
+            chosen = {site.key for site in found.sites} - empty
+            return _Placement(frozenset(chosen), frozenset(), boundless, None)
         forced: set[str] = set()
         if self.placement == "everywhere":
             forced = {site.key for site in found.sites if site.weight is not None} - empty
@@ -247,11 +310,19 @@ class QuantizeStatic(Selection, Pass):
         ranges: Mapping[str, TensorRange],
         context: Context,
     ) -> Inserted:
-        limits: Ranges = {name: (known.lo, known.hi) for name, known in ranges.items()}
+        limits: Ranges = {
+            name: (known.lo, known.hi)
+            for name, known in ranges.items()
+            if known.seen and known.finite
+        }
         found = self._survey(model)
         made = [t for s in found.sites if s.key in chosen and s.integer_output for t in s.outputs]
         limits = without_flat_ends(model, made, limits)
-        return insert_pairs(model, found, chosen, limits, self._scheme(context))
+        scheme = self._scheme(context)
+        inserted = insert_pairs(model, found, chosen, limits, scheme)
+        if self.placement == "all":
+            quantize_rest(model, limits, scheme)
+        return inserted
 
     # ---- what is said
 
@@ -289,11 +360,11 @@ def _elements(ranges: Mapping[str, TensorRange], context: Context) -> dict[str, 
 def _decision(
     site: Site, placed: _Placement, elements: Mapping[str, float], options: QuantizeStatic
 ) -> Decision:
-    cost = estimate(site, elements, CPU)
-    figures = {
-        "estimated_float_us": round(cost.floating / 1e3, 2),
-        "estimated_integer_us": round(cost.integer / 1e3, 2),
-    }
+    figures: dict[str, int | float | str] = {}
+    if options.placement not in BY_RULE:
+        cost = estimate(site, elements, CPU)
+        figures["estimated_float_us"] = round(cost.floating / 1e3, 2)
+        figures["estimated_integer_us"] = round(cost.integer / 1e3, 2)
     taken = site.key in placed.chosen
     if site.weight is not None:
         figures["weights"] = site.weight.size
@@ -309,12 +380,9 @@ def _reason(
     site: Site, placed: _Placement, elements: Mapping[str, float], options: QuantizeStatic
 ) -> str:
     if site.key in placed.chosen:
-        formats = f"{options.activations} activations"
-        if site.weight is not None:
-            scales = (
-                "per channel" if options.per_channel and site.axis is not None else "per tensor"
-            )
-            formats = f"{options.weights} weights {scales}, {formats}"
+        formats = _formats(site, options)
+        if options.placement in BY_RULE:
+            return f"{formats}; placed by rule, not run"
         if site.key in placed.unfused:
             return f"{formats}; ONNX Runtime does not fuse it on this CPU and converts to float"
         return f"{formats}; fused by ONNX Runtime"
@@ -332,3 +400,15 @@ def _reason(
         "float is estimated to be faster than integers with their conversions; "
         "placement=everywhere quantizes it all the same"
     )
+
+
+def _formats(site: Site, options: QuantizeStatic) -> str:
+    """The number formats of a site, in words."""
+    activations = f"{options.activations} activations"
+    if site.weight is None:
+        return activations
+    if site.grid is not None:
+        scales = "per tensor" if site.grid.axis is None else "per channel"
+        return f"{site.weight.dtype.name} weights {scales} as they were stored, {activations}"
+    scales = "per channel" if options.per_channel and site.axis is not None else "per tensor"
+    return f"{options.weights} weights {scales}, {activations}"

@@ -334,10 +334,10 @@ UNFIT = {
         "fold-constants",
     ),
     "behind integers": (
-        "t = DequantizeLinear(q, s) y = MatMul(x, t)",
+        "t = DequantizeLinear <axis: int = 0> (q, s) y = MatMul(x, t)",
         "64, 64",
-        {"q": np.ones((64, 64), np.int8), "s": np.float32(0.1)},
-        "already",
+        {"q": np.ones((64, 64), np.int8), "s": np.full(64, 0.1, np.float32)},
+        "already, with scales along axis 0",
     ),
     "NaN": ("y = MatMul(x, w)", "64, 64", {"w": np.full((64, 64), np.nan, np.float32)}, "NaN"),
     "variable bias": ("y = Gemm(x, w, x)", "64, 64", {"w": noise(64, 64)}, "bias"),

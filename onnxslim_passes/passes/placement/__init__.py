@@ -1,25 +1,47 @@
 """Where integers pay: sites, the choice among them, Q/DQ pairs, and what the runtime fuses."""
 
+from onnxslim_passes.passes.placement.by_rule import (
+    BY_RULE,
+    float_tensors,
+    inputs_only,
+    quantize_rest,
+    unplaced,
+    weights_only,
+)
 from onnxslim_passes.passes.placement.choice import choose, estimate
 from onnxslim_passes.passes.placement.insertion import Inserted, Ranges, Scheme, insert_pairs
 from onnxslim_passes.passes.placement.islands import border_decisions, unfused_sites
 from onnxslim_passes.passes.placement.operators import CPU, Costs
 from onnxslim_passes.passes.placement.saturation import without_flat_ends
 from onnxslim_passes.passes.placement.sites import Site, Survey, survey
+from onnxslim_passes.passes.placement.targets import TARGETS, Target, find_target
+from onnxslim_passes.passes.placement.violations import Violation, check_target, target_decisions
 
 __all__ = [
+    "BY_RULE",
     "CPU",
+    "TARGETS",
     "Costs",
     "Inserted",
     "Ranges",
     "Scheme",
     "Site",
     "Survey",
+    "Target",
+    "Violation",
     "border_decisions",
+    "check_target",
     "choose",
     "estimate",
+    "find_target",
+    "float_tensors",
+    "inputs_only",
     "insert_pairs",
+    "quantize_rest",
     "survey",
+    "target_decisions",
     "unfused_sites",
+    "unplaced",
+    "weights_only",
     "without_flat_ends",
 ]

@@ -44,16 +44,24 @@ class Scheme:
     """The number formats.
 
     Attributes:
-        activations: dtype of activations, asymmetric.
+        activations: dtype of activations.
         weights: dtype of weights, symmetric.
-        per_channel: a weight scale for each output channel where the operator has such an axis.
+        per_channel: operators whose weights get a scale for each output channel, where they have
+            such an axis.
         weight_levels: (lowest, highest) weight code in use; None for all.
+        symmetric: zero points of activations in the middle of the range.
+        integer_bias: biases as int32; else they stay float.
+        for_cpu: with what this CPU's runtime needs: copies where it would otherwise move or widen
+            what is quantized, and int32 addends of an Add behind a MatMul.
     """
 
     activations: np.dtype[Any]
     weights: np.dtype[Any]
-    per_channel: bool
+    per_channel: frozenset[str]
     weight_levels: tuple[int, int] | None = None
+    symmetric: bool = False
+    integer_bias: bool = True
+    for_cpu: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,9 @@ def insert_pairs(
     sites = [site for site in found.sites if site.key in chosen]
     grids = activation_grids(sites, ranges, scheme)
     weights = _insert_weights(model, sites, grids, scheme)
-    makers = _insert_activations(model.graph, sites, grids)
-    _keep_float(model.graph)
+    makers = _insert_activations(model.graph, sites, grids, barriers=scheme.for_cpu)
+    if scheme.for_cpu:
+        _keep_float(model.graph)
     return Inserted(makers, weights)
 
 
@@ -101,7 +110,7 @@ def activation_grids(
     def grid(tensor: Variable) -> AffineGrid:
         if tensor not in grids:
             low, high = ranges[tensor.name]
-            grids[tensor] = choose_grid(low, high, scheme.activations)
+            grids[tensor] = choose_grid(low, high, scheme.activations, symmetric=scheme.symmetric)
         return grids[tensor]
 
     for site in _in_order(sites):
@@ -137,7 +146,7 @@ def _in_order(sites: Iterable[Site]) -> list[Site]:
     return list(ordered)
 
 
-class _ActivationConstants:
+class ActivationConstants:
     """Scale and zero point of each grid, stored once."""
 
     def __init__(self, graph: Graph) -> None:
@@ -145,6 +154,7 @@ class _ActivationConstants:
         self._known: dict[int, tuple[Constant, Constant]] = {}
 
     def of(self, grid: AffineGrid, name: str) -> tuple[Constant, Constant]:
+        """Those of a grid; the first time named after `name`."""
         if id(grid) not in self._known:
             self._known[id(grid)] = (
                 self._graph.add_constant(f"{name}_scale", grid.scale),
@@ -154,9 +164,9 @@ class _ActivationConstants:
 
 
 def _insert_activations(
-    graph: Graph, sites: list[Site], grids: Mapping[Variable, AffineGrid]
+    graph: Graph, sites: list[Site], grids: Mapping[Variable, AffineGrid], *, barriers: bool
 ) -> dict[str, Site]:
-    constants = _ActivationConstants(graph)
+    constants = ActivationConstants(graph)
     makers = {tensor: site for site in sites if site.integer_output for tensor in site.outputs}
     takers: dict[Variable, list[Node]] = {}
     for site in sites:
@@ -166,14 +176,14 @@ def _insert_activations(
     for tensor in dict.fromkeys((*makers, *takers)):
         parameters = constants.of(grids[tensor], tensor.name)
         if tensor in makers:
-            quantizer = _quantize_where_made(graph, tensor, parameters)
+            quantizer = quantize_where_made(graph, tensor, parameters)
             swallowed[quantizer.name] = makers[tensor]
         else:
-            _quantize_for(graph, tensor, takers[tensor], parameters)
+            quantize_for(graph, tensor, takers[tensor], parameters, barriers=barriers)
     return swallowed
 
 
-def _quantize_where_made(
+def quantize_where_made(
     graph: Graph, tensor: Variable, parameters: tuple[Constant, Constant]
 ) -> Node:
     """Maker -> new tensor -> Q -> DQ -> `tensor`."""
@@ -189,12 +199,17 @@ def _quantize_where_made(
     return quantizer
 
 
-def _quantize_for(
-    graph: Graph, tensor: Variable, takers: list[Node], parameters: tuple[Constant, Constant]
+def quantize_for(
+    graph: Graph,
+    tensor: Variable,
+    takers: Iterable[Node],
+    parameters: tuple[Constant, Constant],
+    *,
+    barriers: bool,
 ) -> None:
     """`tensor` -> Q -> DQ -> the takers; others keep `tensor`."""
     source = tensor
-    if tensor.inputs and tensor.inputs[0].op in SLOW_UPSTREAM:
+    if barriers and tensor.inputs and tensor.inputs[0].op in SLOW_UPSTREAM:
         barrier = graph.add_node("Max", [tensor], outputs=[f"{tensor.name}_float"])
         source = barrier.outputs[0]
     quantizer = graph.add_node(
@@ -252,16 +267,29 @@ def _insert_weights(
             shared.setdefault(site.weight, []).append(site)
     inserted = {}
     for constant, users in shared.items():
-        axes = {site.axis for site in users}
-        axis = axes.pop() if scheme.per_channel and len(axes) == 1 else None
+        if users[0].grid is not None:
+            # Stored as integers before: they stay, and so does their DequantizeLinear.
+            inserted[str(constant.name)] = tuple(users)
+            for site in users:
+                assert site.grid is not None  # all users of these codes have one
+                _insert_bias(model.graph, site, grids[site.inputs[0]], site.grid, scheme)
+            continue
+        axis = _scale_axis(users, scheme)
         values = constant.values * _gain(users[0].node)
         grid = _grid_for_biases(values, axis, users, grids, scheme)
         codes = _weight_codes(model.graph, constant.name, values, grid, users)
         inserted[codes.name] = tuple(users)
         for site in users:
-            _insert_bias(model.graph, site, grids[site.inputs[0]], grid)
+            _insert_bias(model.graph, site, grids[site.inputs[0]], grid, scheme)
     model.remove_unused()
     return inserted
+
+
+def _scale_axis(users: list[Site], scheme: Scheme) -> int | None:
+    """The axis of a shared weight's scales, or None for one scale."""
+    axes = {site.axis for site in users}
+    allowed = all(site.node.op in scheme.per_channel for site in users)
+    return axes.pop() if allowed and len(axes) == 1 else None
 
 
 def _gain(node: Node) -> np.float32:
@@ -289,7 +317,7 @@ def _grid_for_biases(
     scale = grid.scale
     for site in users:
         bias = _bias_values(site, _channels(site, values.shape))
-        if bias is not None:
+        if bias is not None and scheme.integer_bias:
             least = minimum_weight_scale(bias, float(grids[site.inputs[0]].scale))
             scale = np.maximum(scale, least if axis is not None else least.max())
     return AffineGrid(
@@ -330,15 +358,26 @@ def _weight_codes(
     return codes
 
 
-def _insert_bias(graph: Graph, site: Site, data: AffineGrid, weight: AffineGrid) -> None:
+def _insert_bias(
+    graph: Graph, site: Site, data: AffineGrid, weight: AffineGrid, scheme: Scheme
+) -> None:
     """The bias as int32, where the runtime takes it; a MatMul's stays float behind 3-D data."""
     assert site.weight is not None  # it has just been quantized
     values = _bias_values(site, _channels(site, site.weight.shape))
+    scaled = site.node.op == "Gemm" and site.node.attr("beta", 1.0) != 1.0
     if site.node.op == "Gemm":
         # They are in the stored weight and bias now.
         site.node.attrs.pop("alpha", None)
         site.node.attrs.pop("beta", None)
-    if site.bias is None or values is None or (site.bias_add is not None and not site.rank_two):
+    if site.bias is None or values is None:
+        return
+    owner = site.bias_add or site.node
+    index = next(i for i, tensor in enumerate(owner.inputs) if tensor is site.bias)
+    fits = site.grid is None or _fits(values, data, weight)
+    added = site.bias_add is not None
+    if not scheme.integer_bias or not fits or (added and not (site.rank_two and scheme.for_cpu)):
+        if scaled:
+            owner.inputs[index] = graph.add_constant(f"{site.bias.name}_scaled", values)
         return
     scale = bias_scale(data.scale, weight.scale)
     hint = site.bias.name
@@ -354,6 +393,9 @@ def _insert_bias(graph: Graph, site: Site, data: AffineGrid, weight: AffineGrid)
         outputs=[f"{hint}_dequantized"],
         attrs={"axis": 0} if scale.ndim else {},
     )
-    owner = site.bias_add or site.node
-    index = next(i for i, tensor in enumerate(owner.inputs) if tensor is site.bias)
     owner.inputs[index] = restored.outputs[0]
+
+
+def _fits(bias: Array, data: AffineGrid, weight: AffineGrid) -> bool:
+    """Whether the codes of a bias fit into int32 next to weight scales that are given."""
+    return bool(np.all(minimum_weight_scale(bias, float(data.scale)) <= weight.scale))

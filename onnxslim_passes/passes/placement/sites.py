@@ -12,6 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxslim_passes.model import Constant, Model, Node, Types, Variable, Weight
+from onnxslim_passes.numerics.affine import AffineGrid
 from onnxslim_passes.passes.placement.operators import (
     BETWEEN,
     CLAMPS,
@@ -19,6 +20,7 @@ from onnxslim_passes.passes.placement.operators import (
     WEIGHT_OPERATORS,
     Between,
 )
+from onnxslim_passes.passes.placement.stored import Stored, stored_of, stored_weights
 from onnxslim_passes.report.records import Decision
 
 Verdict = Callable[[Weight], Decision | None]
@@ -38,7 +40,8 @@ class Site:
         pad: a Pad in front that the runtime merges into the convolution.
         clamp: a Relu or Clip behind the node that a QuantizeLinear makes superfluous.
         rule: what the runtime offers, for a node without weights.
-        weight: the float constant, for a node with weights.
+        weight: the constant, for a node with weights: float, or codes where there is a `grid`.
+        grid: of a weight that is stored as integers behind a DequantizeLinear already.
         axis: the output channels' axis of `weight`; None where there is no such axis.
         bias: the constant added to each output channel, shape (C,), or None.
         bias_add: the Add behind a MatMul that adds `bias`, or None.
@@ -55,6 +58,7 @@ class Site:
     clamp: Node | None = None
     rule: Between | None = None
     weight: Constant | None = None
+    grid: AffineGrid | None = None
     axis: int | None = None
     bias: Constant | None = None
     bias_add: Node | None = None
@@ -111,6 +115,7 @@ def survey(
     quantized = _has_quantized_activations(model)
     reasons: dict[Node, str] = {}
     nodes = [n for n in model.nodes() if not n.domain and n.op in WEIGHT_OPERATORS]
+    weights |= stored_weights(nodes)
     for node in nodes:
         reason = _refusal(model, node, weights, types, quantized=quantized)
         if reason is None:
@@ -175,6 +180,9 @@ def _refusal(
     if quantized:
         return "the model has quantized activations already; start from the float model"
     left, right = node.inputs[0], node.inputs[1]
+    stored = stored_of(node)
+    if stored is not None:
+        return stored.objection or _unfit_data(node, types) or _unfit_bias(node)
     if not isinstance(right, Constant):
         return _not_constant(node, left, right)
     if isinstance(left, Constant):
@@ -184,8 +192,6 @@ def _refusal(
 
 def _not_constant(node: Node, left: Variable | Constant, right: Variable) -> str:
     maker = right.inputs[0] if right.inputs else None
-    if maker is not None and maker.op == "DequantizeLinear":
-        return "its weight is stored as integers behind DequantizeLinear already"
     if maker is not None and maker.inputs and isinstance(maker.inputs[0], Constant):
         return f"its weight comes through {maker.op} {maker.name!r}; run fold-constants first"
     if isinstance(left, Constant):
@@ -198,9 +204,9 @@ def _unfit_weight(
 ) -> str | None:
     if constant.dtype != np.dtype(np.float32):
         return f"its weight is {constant.dtype.name}; only float32 is quantized"
-    data = types.of(node.inputs[0])
-    if data is not None and data.elem_type not in (0, TensorProto.FLOAT):
-        return "its data input is not float32"
+    unfit = _unfit_data(node, types)
+    if unfit is not None:
+        return unfit
     if constant.input_info is not None:
         return "its weight is also an input of the model, which a caller may override"
     if constant.size == 0 or len(constant.shape) < 2:
@@ -219,6 +225,16 @@ def _unfit_weight(
     return _unfit_bias(node)
 
 
+def _unfit_data(node: Node, types: Types) -> str | None:
+    """Why the data stands in the way, or None."""
+    if isinstance(node.inputs[0], Constant):
+        return "it takes constants only; run fold-constants first"
+    data = types.of(node.inputs[0])
+    if data is not None and data.elem_type not in (0, TensorProto.FLOAT):
+        return "its data input is not float32"
+    return None
+
+
 def _unfit_bias(node: Node) -> str | None:
     """Why the bias or the scaling of Conv or Gemm stands in the way, or None."""
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -234,12 +250,14 @@ def _unfit_bias(node: Node) -> str | None:
 
 
 def _weight_of(node: Node) -> Constant:
-    constant = node.inputs[1]
+    stored = stored_of(node)
+    constant = node.inputs[1] if stored is None else stored.codes
     assert isinstance(constant, Constant)  # `_refusal` saw to it
     return constant
 
 
 def _weight_site(model: Model, node: Node, weight: Weight, types: Types) -> Site:
+    stored: Stored | None = stored_of(node)
     (axis,) = {use.channel_axis for use in weight.uses if use.node is node}
     bias: Constant | None = None
     if len(node.inputs) > 2 and isinstance(node.inputs[2], Constant):
@@ -267,6 +285,7 @@ def _weight_site(model: Model, node: Node, weight: Weight, types: Types) -> Site
         pad=pad,
         clamp=clamp,
         weight=weight.constant,
+        grid=stored.grid if stored is not None else None,
         axis=axis,
         bias=bias,
         bias_add=bias_add,

@@ -33,14 +33,14 @@ RuleKind = Literal[
 ]
 """What is looked at; `violations` has a function for each."""
 
-Placement = Literal["pays", "inputs", "everywhere", "all", "none"]
+Placement = Literal["pays", "inputs", "everywhere", "all", "nowhere"]
 """Where Q/DQ pairs go.
 
 - pays: where the runtime on this CPU gains time, by measured costs and the runtime's own fusions.
 - inputs: in front of nodes with weights and on the other operand of residual additions.
 - everywhere: around every node with weights, and between them where there are integer kernels.
 - all: on every float tensor.
-- none: nowhere.
+- nowhere: the model stays in float.
 """
 
 
@@ -395,7 +395,7 @@ TARGETS: Mapping[str, Target] = {
             name="coreml",
             title="Apple CoreML execution provider",
             runs_here=False,
-            formats=Formats(activations="uint8", weights="int8", placement="none"),
+            formats=Formats(activations="uint8", weights="int8", placement="nowhere"),
             rules=(
                 Rule(
                     name="no-qdq",

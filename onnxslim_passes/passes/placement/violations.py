@@ -14,8 +14,10 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from onnxslim_passes.model import Constant, Model, Node, Types, Variable
+from onnxslim_passes.passes.placement.by_rule import PARAMETERIZED
 from onnxslim_passes.passes.placement.operators import CLAMPS, WEIGHT_OPERATORS
 from onnxslim_passes.passes.placement.targets import Reference, Rule, RuleKind, find_target
+from onnxslim_passes.report.records import Decision
 
 Tensor = Variable | Constant
 Found = tuple[str, str, str]
@@ -23,8 +25,6 @@ Found = tuple[str, str, str]
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 _BIAS_INPUT = 2
-_PARAMETERIZED = ("Clip", "Resize", "Upsample", "Pad")
-"""Operators whose inputs behind the first are parameters, which stay float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,28 @@ def check_target(model: Model, target: str) -> list[Violation]:
         for rule in find_target(target).rules
         for where, found, expected in CHECKS[rule.kind](facts, rule)
     ]
+
+
+def target_decisions(model: Model, target: str) -> list[Decision]:
+    """What is to be said of a result for a target that cannot be run here; nothing for a CPU."""
+    if find_target(target).runs_here:
+        return []
+    found: dict[str, list[Violation]] = {}
+    for violation in check_target(model, target):
+        found.setdefault(violation.rule, []).append(violation)
+    verdict = f"{len(found)} rules broken" if found else "no rule of docs/targets.md is broken"
+    said = [Decision(where=target, taken=True, reason=f"checked by rule, not run: {verdict}")]
+    for rule, places in found.items():
+        first = places[0]
+        said.append(
+            Decision(
+                where=first.where,
+                taken=False,
+                reason=f"{target} rule {rule}: {first.found}, expected {first.expected}",
+                figures={"places": len(places)},
+            )
+        )
+    return said
 
 
 class _Facts:
@@ -253,7 +275,7 @@ def _all_quantized(facts: _Facts, rule: Rule) -> Iterator[Found]:
     for node in facts.nodes:
         if node.op in _CONVERSIONS or list(node.bodies()):
             continue
-        data = node.inputs[:1] if node.op in _PARAMETERIZED else node.inputs
+        data = node.inputs[:1] if node.op in PARAMETERIZED else node.inputs
         bare = [tensor for tensor in data if facts.is_float(tensor) and not _is_dequantized(tensor)]
         if bare and not _is_merged_clamp(node):
             yield node.where, f"float input {bare[0].name!r}", "DequantizeLinear in front"

@@ -1,0 +1,194 @@
+"""Q/DQ pairs where a target's documentation wants them, instead of where this CPU gains time."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from onnxslim_passes.model import Constant, Model, Node, Types, Variable
+from onnxslim_passes.numerics.affine import AffineGrid, choose_grid, quantize, weight_grid
+from onnxslim_passes.passes.placement.insertion import (
+    ActivationConstants,
+    Ranges,
+    Scheme,
+    quantize_for,
+    quantize_where_made,
+)
+from onnxslim_passes.passes.placement.operators import BETWEEN, CLAMPS
+from onnxslim_passes.passes.placement.sites import Site, Survey
+from onnxslim_passes.report.records import Decision
+
+PARAMETERIZED = ("Clip", "Resize", "Upsample", "Pad")
+"""Operators whose inputs behind the first are parameters, which stay float."""
+
+BY_RULE = ("inputs", "all")
+"""Placements that are not measured here."""
+
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
+
+# ---------------- in front of nodes with weights
+
+
+def inputs_only(found: Survey) -> Survey:
+    """The sites whose inputs TensorRT wants quantized: nodes with weights, and residual additions.
+
+    Outputs stay as they are. Of an Add, the operand that a node with weights makes for it alone
+    stays float, because TensorRT fuses that Add into the node; the other one is quantized.
+    """
+    makers = {tensor: site for site in found.sites for tensor in site.outputs if site.weight}
+    sites = []
+    for site in found.sites:
+        if site.weight is not None:
+            sites.append(replace(site, integer_output=False))
+        elif site.node.op == "Add":
+            fused = next((t for t in site.inputs[::-1] if t in makers and _has_one_taker(t)), None)
+            others = tuple(tensor for tensor in site.inputs if tensor is not fused)
+            if fused is not None and others:
+                sites.append(replace(site, inputs=others, integer_output=False))
+    return Survey(tuple(sites), found.refusals)
+
+
+def _has_one_taker(tensor: Variable) -> bool:
+    return len(tensor.outputs) == 1
+
+
+# ---------------- on every tensor
+
+
+def float_tensors(model: Model, types: Types) -> list[Variable]:
+    """The float32 tensors of the main graph that no pair stands around, makers before takers."""
+    made = [tensor for node in model.graph.nodes for tensor in node.outputs]
+    return [
+        tensor
+        for tensor in (*model.graph.inputs, *made)
+        if isinstance(tensor, Variable)
+        and not tensor.is_empty()
+        and _is_float(types, tensor)
+        and not _touches_pair(tensor)
+    ]
+
+
+def _is_float(types: Types, tensor: Variable | Constant) -> bool:
+    known = types.of(tensor)
+    return known is not None and known.dtype == np.dtype(np.float32)
+
+
+def _touches_pair(tensor: Variable) -> bool:
+    made_by = {node.op for node in tensor.inputs}
+    return bool(made_by & set(_CONVERSIONS)) or any(
+        node.op == "QuantizeLinear" for node in tensor.outputs
+    )
+
+
+def quantize_rest(model: Model, ranges: Ranges, scheme: Scheme) -> int:
+    """Puts a pair on every float tensor of the main graph that has none yet; their number.
+
+    Outputs of operators that only move values get the grid of their input. Float constants that
+    are data, such as the addend of an Add, become integers. A Relu or Clip behind a node is part of
+    that node: nothing goes between.
+    """
+    _share_pairs(model)
+    types = model.types()
+    grids: dict[Variable, AffineGrid] = {}
+    constants = ActivationConstants(model.graph)
+    tensors = [tensor for tensor in float_tensors(model, types) if tensor.name in ranges]
+    for tensor in tensors:
+        if _is_clamped(model, tensor):
+            continue
+        grid = _grid(tensor, grids, ranges, scheme)
+        parameters = constants.of(grid, tensor.name)
+        grids[tensor] = grid
+        if tensor.inputs:
+            quantize_where_made(model.graph, tensor, parameters)
+        else:
+            takers = list(dict.fromkeys(tensor.outputs))
+            quantize_for(model.graph, tensor, takers, parameters, barriers=False)
+    return len(grids) + _quantize_constants(model, types, scheme)
+
+
+def _share_pairs(model: Model) -> None:
+    """Gives what is behind a pair to those, too, that take the same tensor in front of it."""
+    for quantizer in [node for node in model.graph.nodes if node.op == "QuantizeLinear"]:
+        source = quantizer.inputs[0]
+        others = {
+            node
+            for node in source.outputs
+            if node.op not in _CONVERSIONS and node.graph is model.graph
+        }
+        for restore in quantizer.outputs[0].outputs:
+            if others and isinstance(source, Variable) and restore.op == "DequantizeLinear":
+                model.replace_uses(source, restore.outputs[0], only=others)
+                break
+
+
+def _is_clamped(model: Model, tensor: Variable) -> bool:
+    """Whether only a Relu or Clip takes what a node made."""
+    takers = list(tensor.outputs)
+    clamped = len(takers) == 1 and takers[0].op in CLAMPS and not takers[0].domain
+    return clamped and bool(tensor.inputs) and tensor not in model.graph.outputs
+
+
+def _grid(
+    tensor: Variable, grids: Mapping[Variable, AffineGrid], ranges: Ranges, scheme: Scheme
+) -> AffineGrid:
+    maker: Node | None = tensor.inputs[0] if tensor.inputs else None
+    rule = BETWEEN.get(maker.op) if maker is not None and not maker.domain else None
+    if maker is not None and rule is not None and rule.same_grid and maker.inputs[0] in grids:
+        return grids[maker.inputs[0]]
+    low, high = ranges[tensor.name]
+    return choose_grid(low, high, scheme.activations, symmetric=scheme.symmetric)
+
+
+def _quantize_constants(model: Model, types: Types, scheme: Scheme) -> int:
+    """Float constants of the main graph that nodes take as data become integers."""
+    done: dict[Constant, Variable] = {}
+    for node in list(model.graph.nodes):
+        if node.op in _CONVERSIONS or list(node.bodies()):
+            continue
+        count = 1 if node.op in PARAMETERIZED else len(node.inputs)
+        for index, tensor in enumerate(node.inputs[:count]):
+            if isinstance(tensor, Constant) and _is_plain(tensor):
+                if tensor not in done:
+                    done[tensor] = _stored(model, tensor, scheme)
+                node.inputs[index] = done[tensor]
+    if done:
+        model.remove_unused()
+    return len(done)
+
+
+def _is_plain(constant: Constant) -> bool:
+    return (
+        constant.dtype == np.dtype(np.float32)
+        and constant.input_info is None
+        and constant.size > 0
+        and bool(np.isfinite(constant.values).all())
+    )
+
+
+def _stored(model: Model, constant: Constant, scheme: Scheme) -> Variable:
+    values = constant.values
+    grid = weight_grid(values, scheme.activations, symmetric=scheme.symmetric)
+    name = str(constant.name)
+    inputs = [
+        model.graph.add_constant(f"{name}_quantized", quantize(values, grid)),
+        model.graph.add_constant(f"{name}_scale", grid.scale),
+        model.graph.add_constant(f"{name}_zero_point", grid.zero_point),
+    ]
+    node = model.graph.add_node("DequantizeLinear", inputs, outputs=[f"{name}_dequantized"])
+    restored: Variable = node.outputs[0]
+    return restored
+
+
+def weights_only(found: Survey) -> Survey:
+    """The sites of nodes with weights; `quantize_rest` sees to what lies between."""
+    return Survey(tuple(site for site in found.sites if site.weight is not None), found.refusals)
+
+
+def unplaced(site: Site, target: str) -> Decision:
+    """Why a site gets no pairs where there are to be none."""
+    reason = (
+        f"placement=nowhere, by option or for target {target} (docs/targets.md); convert-float "
+        "and cluster-weights make a file smaller without Q/DQ"
+    )
+    return Decision(where=site.where, taken=False, reason=reason)
