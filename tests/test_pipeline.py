@@ -19,9 +19,10 @@ from onnxslim_passes.errors import (
     UsageError,
     VerificationError,
 )
+from onnxslim_passes.evaluation import OutputFidelity
 from onnxslim_passes.model import Model, load
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
-from onnxslim_passes.pipeline import Pipeline
+from onnxslim_passes.pipeline import Pipeline, _is_faulty
 from onnxslim_passes.report.manifest import read_manifest
 
 
@@ -209,6 +210,24 @@ def test_a_lossless_pass_is_held_to_it(model: Model, samples: Samples, verify_ea
     pipeline = Pipeline([Lying()], store=False, verify_each=verify_each)
     with pytest.raises(VerificationError, match=r"must leave the outputs as they are.*33\.9 dB"):
         pipeline.run(model, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("sqnr_db", "max_error", "agreement", "faulty"),
+    [
+        (100.0, 1.0, None, False),
+        (59.0, 1e-3, None, True),
+        (42.0, 1e-7, None, False),  # a sigmoid near zero on noise: rounding is all there is
+        (10.0, 1e-7, None, True),
+        (-np.inf, np.inf, None, True),
+        (np.nan, np.nan, 0.99, False),
+    ],
+)
+def test_what_rounding_can_explain(
+    sqnr_db: float, max_error: float, agreement: float | None, faulty: bool
+) -> None:
+    output = OutputFidelity("y", sqnr_db, 1.0, max_error, agreement)
+    assert _is_faulty(output) == faulty
 
 
 def test_requirements_are_asked_with_the_name_of_the_pass(model: Model) -> None:

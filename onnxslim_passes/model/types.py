@@ -39,7 +39,10 @@ class TensorType:
     @property
     def static(self) -> bool:
         """Whether every size is known."""
-        return self.shape is not None and all(isinstance(size, int) for size in self.shape)
+        # Some exporters write -1 for a size that is not known.
+        return self.shape is not None and all(
+            isinstance(size, int) and size >= 0 for size in self.shape
+        )
 
 
 class Types:
