@@ -16,6 +16,7 @@ from onnxslim_passes.numerics.bits import packed_bytes
 from onnxslim_passes.numerics.clustering import distinct_values, kmeans_1d
 from onnxslim_passes.numerics.distortion import sqnr_db
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.quantized import stored_decisions
 from onnxslim_passes.passes.selection import Selection, role_refusal, values_refusal
 
 __all__ = ["ClusterWeights"]
@@ -79,7 +80,8 @@ class ClusterWeights(Selection, Pass):
             self._refusal(weight) or self._cluster(weight, context.seed)
             for weight in context.progress.track(weights, self.name, len(weights))
         )
-        return PassResult(any(decision.taken for decision in decisions), decisions)
+        changed = any(decision.taken for decision in decisions)
+        return PassResult(changed, (*decisions, *stored_decisions(model, "clustering")))
 
     @property
     def _count(self) -> int:

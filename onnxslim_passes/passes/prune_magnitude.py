@@ -26,6 +26,7 @@ from onnxslim_passes.numerics.sparsity import (
     pruned_count,
 )
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.quantized import stored_decisions
 from onnxslim_passes.passes.selection import Selection, role_refusal, values_refusal
 
 __all__ = ["PruneMagnitude"]
@@ -101,7 +102,7 @@ class PruneMagnitude(Selection, Pass):
             pruned[weight] = self._prune(weight, mask)
         changed = any(decision.taken for decision in pruned.values())
         decisions = tuple(refusals[weight] or pruned[weight] for weight in weights)
-        return PassResult(changed, decisions)
+        return PassResult(changed, (*decisions, *stored_decisions(model, "pruning")))
 
     def _refusal(self, weight: Weight) -> Decision | None:
         """Why a weight is not pruned whatever its numbers, or None."""

@@ -13,6 +13,7 @@ from onnxslim_passes.model import Constant, Graph, Model, Node, Types, Use, Vari
 from onnxslim_passes.numerics.affine import AffineGrid, quantize, weight_grid
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.embeddings import EmbeddingRewriter, is_embedding, objection
+from onnxslim_passes.passes.quantized import integer_decisions, stored_reason
 from onnxslim_passes.passes.selection import Selection
 
 _OPSET = 11  # the first with DynamicQuantizeLinear
@@ -63,6 +64,7 @@ class QuantizeDynamic(Selection, Pass):
     def apply(self, model: Model, context: Context) -> PassResult:
         """Rewrites every node that fits, in all graphs; see `docs/passes/quantize-dynamic.md`."""
         self.check(model)
+        said = integer_decisions(model)
         candidates = list(self._candidates(model))
         changed = False
         if any(reason is None for _, reason in candidates):
@@ -79,7 +81,7 @@ class QuantizeDynamic(Selection, Pass):
                 decisions.append(Decision(where=node.where, taken=False, reason=reason))
         if changed:
             model.remove_unused()
-        return PassResult(changed=changed, decisions=tuple(decisions))
+        return PassResult(changed=changed, decisions=(*decisions, *said))
 
     def _raise_opset(self, model: Model) -> bool:
         try:
@@ -107,7 +109,8 @@ class QuantizeDynamic(Selection, Pass):
 
     def _refusal(self, node: Node, weights: dict[Constant, Weight], types: Types) -> str | None:
         if node.op in _NOT_DYNAMIC:
-            return _NOT_DYNAMIC[str(node.op)]
+            stored = stored_reason(node)
+            return stored or _NOT_DYNAMIC[str(node.op)]
         if node.op == "Gather" and not self.embeddings:
             return "embeddings=false"
         reason = _unfit(node, types)
@@ -144,9 +147,10 @@ def _unfit(node: Node, types: Types) -> str | None:
 
 
 def _not_constant(node: Node, left: Variable | Constant, right: Variable) -> str:
+    stored = stored_reason(node)
+    if stored is not None:
+        return stored
     maker = right.inputs[0] if right.inputs else None
-    if maker is not None and maker.op == "DequantizeLinear":
-        return "its weight is stored as integers behind DequantizeLinear already"
     if maker is not None and maker.inputs and isinstance(maker.inputs[0], Constant):
         return f"its weight comes through {maker.op} {maker.name!r}; run fold-constants first"
     if isinstance(left, Constant):

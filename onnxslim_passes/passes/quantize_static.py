@@ -35,6 +35,7 @@ from onnxslim_passes.passes.placement import (
     inputs_only,
     insert_pairs,
     quantize_rest,
+    saturating_sites,
     survey,
     target_decisions,
     unfused_sites,
@@ -42,6 +43,7 @@ from onnxslim_passes.passes.placement import (
     weights_only,
     without_flat_ends,
 )
+from onnxslim_passes.passes.quantized import integer_decisions
 from onnxslim_passes.passes.selection import Selection
 from onnxslim_passes.runtime import optimized_graph
 
@@ -60,12 +62,14 @@ class _Placement:
         chosen: keys of sites.
         unfused: keys of sites that were tried and that the runtime left in float.
         boundless: keys of sites beside a tensor that held NaN or infinity.
+        saturated: keys of sites whose bias is too large for the scales of their stored weights.
         optimized: the runtime's graph with the chosen sites.
     """
 
     chosen: frozenset[str]
     unfused: frozenset[str]
     boundless: frozenset[str]
+    saturated: frozenset[str]
     optimized: onnx.GraphProto | None
 
 
@@ -149,11 +153,13 @@ class QuantizeStatic(Selection, Pass):
         """Inserts Q/DQ pairs; see `docs/passes/quantize-static.md`."""
         self.check(model)
         settled = self.for_target(context.target)
+        integers = integer_decisions(model)
         pairs = settled._quantize_sites(model, context)
         tables = settled._quantize_embeddings(model)
+        decisions = (*integers, *pairs.decisions, *tables.decisions)
         changed = pairs.changed or tables.changed
         said = target_decisions(model, context.target)
-        return PassResult(changed=changed, decisions=(*pairs.decisions, *tables.decisions, *said))
+        return PassResult(changed=changed, decisions=(*decisions, *said))
 
     def for_target(self, name: str) -> "QuantizeStatic":
         """The same with no option left open: what the user has not given is as the target wants.
@@ -277,10 +283,12 @@ class QuantizeStatic(Selection, Pass):
     ) -> _Placement:
         """Chooses, builds, asks the runtime, and gives up what it did not fuse."""
         boundless = frozenset(site.key for site in found.sites if _is_boundless(site, ranges))
-        empty = {site.key for site in found.sites if _unseen(site, ranges)} | boundless
+        limits = _limits(ranges)
+        saturated = frozenset(saturating_sites(found, limits, self._scheme(context)))
+        empty = {site.key for site in found.sites if _unseen(site, ranges)} | boundless | saturated
         if self.placement in BY_RULE:
             chosen = {site.key for site in found.sites} - empty
-            return _Placement(frozenset(chosen), frozenset(), boundless, None)
+            return _Placement(frozenset(chosen), frozenset(), boundless, saturated, None)
         forced: set[str] = set()
         if self.placement == "everywhere":
             forced = {site.key for site in found.sites if site.weight is not None} - empty
@@ -289,7 +297,7 @@ class QuantizeStatic(Selection, Pass):
         for _ in range(_ROUNDS):
             chosen = choose(found, elements, CPU, integer=forced, floating=empty | unfused - forced)
             if not chosen:
-                return _Placement(frozenset(), frozenset(unfused), boundless, None)
+                return _Placement(frozenset(), frozenset(unfused), boundless, saturated, None)
             trial = work.copy()
             inserted = self._insert(trial, chosen, ranges, context)
             try:
@@ -301,7 +309,7 @@ class QuantizeStatic(Selection, Pass):
             unfused |= failed
             if not failed - forced:
                 break
-        return _Placement(frozenset(chosen), frozenset(unfused), boundless, optimized)
+        return _Placement(frozenset(chosen), frozenset(unfused), boundless, saturated, optimized)
 
     def _insert(
         self,
@@ -310,11 +318,7 @@ class QuantizeStatic(Selection, Pass):
         ranges: Mapping[str, TensorRange],
         context: Context,
     ) -> Inserted:
-        limits: Ranges = {
-            name: (known.lo, known.hi)
-            for name, known in ranges.items()
-            if known.seen and known.finite
-        }
+        limits = _limits(ranges)
         found = self._survey(model)
         made = [t for s in found.sites if s.key in chosen and s.integer_output for t in s.outputs]
         limits = without_flat_ends(model, made, limits)
@@ -339,6 +343,13 @@ class QuantizeStatic(Selection, Pass):
         if placed.optimized is not None:
             decisions.extend(border_decisions(placed.optimized))
         return decisions
+
+
+def _limits(ranges: Mapping[str, TensorRange]) -> Ranges:
+    """The smallest and largest value of each tensor that has both."""
+    return {
+        name: (known.lo, known.hi) for name, known in ranges.items() if known.seen and known.finite
+    }
 
 
 def _unseen(site: Site, ranges: Mapping[str, TensorRange]) -> bool:
@@ -390,6 +401,8 @@ def _reason(
         return "ONNX Runtime did not fuse its Q/DQ pairs, so that they were taken out again"
     if site.key in placed.boundless:
         return "a tensor around it held NaN or infinity in calibration, which no integer stands for"
+    if site.key in placed.saturated:
+        return "its bias is beyond int32 at the scales of the weights that are stored already"
     if not all(elements[tensor.name] for tensor in (*site.inputs, *site.outputs)):
         return "a tensor around it was empty in every calibration run"
     if site.node.op == "ConvTranspose":

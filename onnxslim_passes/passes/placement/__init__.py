@@ -9,7 +9,13 @@ from onnxslim_passes.passes.placement.by_rule import (
     weights_only,
 )
 from onnxslim_passes.passes.placement.choice import choose, estimate
-from onnxslim_passes.passes.placement.insertion import Inserted, Ranges, Scheme, insert_pairs
+from onnxslim_passes.passes.placement.insertion import (
+    Inserted,
+    Ranges,
+    Scheme,
+    insert_pairs,
+    saturating_sites,
+)
 from onnxslim_passes.passes.placement.islands import border_decisions, unfused_sites
 from onnxslim_passes.passes.placement.operators import CPU, Costs
 from onnxslim_passes.passes.placement.saturation import without_flat_ends
@@ -38,6 +44,7 @@ __all__ = [
     "inputs_only",
     "insert_pairs",
     "quantize_rest",
+    "saturating_sites",
     "survey",
     "target_decisions",
     "unfused_sites",

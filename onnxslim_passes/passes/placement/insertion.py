@@ -98,6 +98,23 @@ def insert_pairs(
     return Inserted(makers, weights)
 
 
+def saturating_sites(found: Survey, ranges: Ranges, scheme: Scheme) -> set[str]:
+    """Keys of sites whose bias does not fit into int32 next to weight scales that are given.
+
+    A float bias is no way out: the runtime makes it int32 by itself, saturating.
+    """
+    keys = set()
+    for site in found.sites:
+        if site.grid is None or site.bias is None or site.weight is None:
+            continue
+        bias = _bias_values(site, _channels(site, site.weight.shape))
+        low, high = ranges.get(str(site.inputs[0].name), (0.0, 0.0))
+        data = choose_grid(low, high, scheme.activations, symmetric=scheme.symmetric)
+        if bias is not None and not _fits(bias, data, site.grid):
+            keys.add(site.key)
+    return keys
+
+
 # ---------------- activations
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxslim_passes.model import Constant, Node, Use, Weight
 from onnxslim_passes.numerics.affine import AffineGrid
+from onnxslim_passes.passes.placement.operators import WEIGHT_OPERATORS
 
 _CODES = (np.dtype(np.int8), np.dtype(np.uint8))
 
@@ -76,12 +77,15 @@ def _objection(node: Node, restore: Node, codes: Constant) -> str | None:
         return f"{reason}, with scales along axis {axis}, which is not the output channels'"
     if node.op == "Gemm" and (node.attr("alpha", 1.0), node.attr("beta", 1.0)) != (1.0, 1.0):
         return f"{reason}, and Gemm's alpha or beta is not 1"
-    strangers = [
-        t.where for t in restore.outputs[0].outputs if restore.outputs[0] is not t.inputs[1]
-    ]
+    strangers = [t.where for t in restore.outputs[0].outputs if not _takes_as_weight(t, restore)]
     if strangers:
         return f"{reason}, and feeds {strangers[0]} in float, too"
     return None
+
+
+def _takes_as_weight(node: Node, restore: Node) -> bool:
+    places = [i for i, tensor in enumerate(node.inputs) if tensor is restore.outputs[0]]
+    return node.op in WEIGHT_OPERATORS and not node.domain and places == [1]
 
 
 def _usable(scale: Constant) -> bool:
