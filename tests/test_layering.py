@@ -21,6 +21,7 @@ ROOMS = (
     "storage",
     "passes",
     "pipeline",
+    "search",  # runs whole pipelines again, with other passes
     "recipe",
     "cli",
 )

@@ -1,4 +1,4 @@
-"""`compare`: two models side by side: size, outputs, latency, operators, task metric."""
+"""`compare`: two models side by side: size, outputs, latency, operators, metric, layers."""
 
 import collections
 import dataclasses
@@ -9,18 +9,21 @@ from cyclopts import Parameter
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from onnxslim_passes.cli.common import JsonFlag, open_samples
+from onnxslim_passes.cli.common import Flag, JsonFlag, open_samples
+from onnxslim_passes.cli.layers import LayerComparison, layer_comparison, layers_view
 from onnxslim_passes.cli.task import TaskResult, open_task
-from onnxslim_passes.errors import ModelError
+from onnxslim_passes.errors import ModelError, UsageError
 from onnxslim_passes.evaluation import (
     Fidelity,
     Latency,
     ModelSize,
     compare_latency,
     compare_outputs,
+    count_parameters,
     measure_size,
 )
 from onnxslim_passes.model import Model, load
+from onnxslim_passes.report.manifest import read_manifest
 from onnxslim_passes.report.terminal import (
     TerminalProgress,
     bytes_text,
@@ -33,7 +36,7 @@ from onnxslim_passes.report.terminal import (
     table,
     times_text,
 )
-from onnxslim_passes.runtime import Session, open_session
+from onnxslim_passes.runtime import Feed, Session, open_session, optimized_graph
 
 __all__ = ["compare"]
 
@@ -50,6 +53,7 @@ class Comparison:
         latency: of both, measured in turn; None without data.
         task: the metric of both; None without one.
         random: True if the data was made up.
+        layers: error layer by layer; None if it was not asked for.
     """
 
     paths: tuple[Path, Path]
@@ -59,6 +63,7 @@ class Comparison:
     latency: Latency | None
     task: TaskResult | None
     random: bool
+    layers: LayerComparison | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -71,6 +76,7 @@ class Comparison:
             "latency": dataclasses.asdict(self.latency) if self.latency else None,
             "metric": self.task.to_dict() if self.task else None,
             "random_data": self.random,
+            "layers": self.layers.to_dict() if self.layers else None,
         }
 
 
@@ -93,22 +99,37 @@ def compare(
             "file.py:function(session) -> float."
         ),
     ] = None,
+    layers: Annotated[
+        Flag,
+        Parameter(
+            help="Which layers cost the fidelity: each one alone and accumulated, and the option "
+            "that would mend it. A is the float model. Needs --data."
+        ),
+    ] = False,
+    top: Annotated[
+        int, Parameter(help="With --layers: how many are tried one by one in the whole model.")
+    ] = 20,
     seed: Annotated[int, Parameter(help="For random data.")] = 0,
     json: JsonFlag = False,
 ) -> None:
-    """Compare two models: size, outputs, latency, task metric."""
-    result = _measure((a, b), data, metric, seed)
+    """Compare two models: size, outputs, latency, task metric, error layer by layer."""
+    if layers and data is None:
+        raise UsageError("--layers runs both models: give --data (an .npz, a folder or file.py:f)")
+    if top < 1:
+        raise UsageError(f"--top is {top}, expected 1 or more")
+    result = _measure((a, b), data, metric, seed, top if layers else 0)
     if json:
         print_json(result.to_dict())
     else:
-        result_console().print(_view(result))
+        result_console().print(_view(result, top))
 
 
 def _measure(
-    paths: tuple[Path, Path], data: str | None, metric: str | None, seed: int
+    paths: tuple[Path, Path], data: str | None, metric: str | None, seed: int, top: int
 ) -> Comparison:
+    """Everything; layers only if `top` is not 0."""
     models = load(paths[0]), load(paths[1])
-    fidelity = latency = task = None
+    fidelity = latency = task = layers = None
     with (
         TerminalProgress() as progress,
         open_session(paths[0]) as reference,
@@ -124,21 +145,35 @@ def _measure(
             fidelity = compare_outputs(reference, candidate, shown)
             feed = next(iter(samples.feeds(reference.inputs)))
             latency = compare_latency(reference, candidate, feed)
+            if top:
+                layers = layer_comparison(models, samples, reference, top=top, progress=progress)
         if measured is not None:
             values = measured(reference), measured(candidate)
             task = TaskResult(measured.name, *values, measured.higher_is_better)
     return Comparison(
         paths=paths,
         sizes=(
-            measure_size(models[0], path=paths[0], feed=feed),
-            measure_size(models[1], path=paths[1], feed=feed),
+            _size(models[0], paths[0], feed),
+            _size(models[1], paths[1], feed),
         ),
         operators=(_operators(models[0]), _operators(models[1])),
         fidelity=fidelity,
         latency=latency,
         task=task,
         random=data == "random",
+        layers=layers,
     )
+
+
+def _size(model: Model, path: Path, feed: Feed | None) -> ModelSize:
+    """The size, with the parameters that stored codes stand for instead of the codes."""
+    size = measure_size(model, path=path, feed=feed)
+    if read_manifest(model) is None:
+        return size
+    # The runtime rebuilds them at load.
+    folded = load(optimized_graph(path, level="basic"))
+    parameters, nonzero = count_parameters(folded)
+    return dataclasses.replace(size, parameters=parameters, nonzero_parameters=nonzero)
 
 
 def _operators(model: Model) -> collections.Counter[str]:
@@ -166,15 +201,17 @@ def _named(specs: dict[str, str]) -> str:
 # ---------------- the view
 
 
-def _view(result: Comparison) -> RenderableType:
+def _view(result: Comparison, top: int) -> RenderableType:
     parts: list[RenderableType] = [_sizes_view(result)]
     if result.fidelity is not None:
-        title = f"B's outputs against A's on {result.fidelity.samples} samples"
+        title = f"B's outputs against A's on {result.fidelity.samples} feeds"
         outputs = [dataclasses.asdict(output) for output in result.fidelity.outputs]
         parts.append(section(title, fidelity_table(outputs)))
     else:
         hint = "Give --data for the error of the outputs and the latency."
         parts += [Text(hint), Text()]
+    if result.layers is not None:
+        parts.append(layers_view(result.layers, top))
     return Group(*parts, _operators_view(result))
 
 

@@ -5,6 +5,7 @@ Nothing is written before all checks have passed.
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +36,7 @@ from onnxslim_passes.report.terminal import (
     result_console,
 )
 from onnxslim_passes.runtime import Session, open_session
+from onnxslim_passes.search import Restored, restore
 
 __all__ = ["compress"]
 
@@ -149,16 +151,32 @@ def compress(
             _print_plan(recipe, pipeline, as_json=output.json)
             return
         before = metric(reference) if metric is not None else float("nan")
+    tried = ""
     with TerminalProgress() as progress:
         result = pipeline.run(
             loaded, samples=samples, target=what.target, seed=what.seed, progress=progress
         )
+        task = _task(metric, before, result.model) if metric is not None else None
+        if metric is not None and task is not None and guards.drops_too_much(task):
+            restored = restore(
+                pipeline,
+                loaded,
+                result,
+                samples=samples,
+                ranking=_ranking(data, samples),
+                drop_of=_drop_of(metric, before),
+                limit=guards.max_drop or 0.0,
+                target=what.target,
+                seed=what.seed,
+                progress=progress,
+            )
+            result, task = restored.result, _task(metric, before, restored.result.model)
+            tried = _tried(restored)
     report = result.report
-    task = None
-    if metric is not None:
-        task = _task(metric, before, result.model)
+    if task is not None:
         report = dataclasses.replace(report, metric=task.to_dict())
-    check_guards(guards, task=task, speedup=report.latency.get("speedup"), ratio=report.ratio)
+    speedup = report.latency.get("speedup")
+    check_guards(guards, task=task, speedup=speedup, ratio=report.ratio, tried=tried)
     assert output.output is not None  # checked with the usage; only a dry run goes without
     _write(result.model, report, output.output, output.report)
     _print(report, output.output, as_json=output.json)
@@ -234,6 +252,27 @@ def _task(metric: Metric, before: float, model: Model) -> TaskResult:
     with open_session(model) as candidate:
         after = metric(candidate)
     return TaskResult(metric.name, before, after, metric.higher_is_better)
+
+
+def _drop_of(metric: Metric, before: float) -> Callable[[Model], float]:
+    return lambda model: _task(metric, before, model).drop
+
+
+def _ranking(data: Data, samples: Samples | None) -> Samples | None:
+    """What layers are ranked on: the calibration samples or, without any, the evaluation data."""
+    if samples is None and data.evaluation is not None:
+        return Samples.open(data.evaluation)
+    return samples
+
+
+def _tried(restored: Restored) -> str:
+    """What was done in vain, for the message of the guard."""
+    if not restored.candidates:
+        return "; no pass can leave a layer alone that would mend it"
+    return (
+        f", and leaving layers in float ({restored.runs} runs, {restored.candidates} layers) did "
+        "not keep it"
+    )
 
 
 def _write(model: Model, report: Report, output: Path, report_path: Path | None) -> None:

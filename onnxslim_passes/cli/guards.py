@@ -20,7 +20,8 @@ class Guards:
     """What a result must keep.
 
     Attributes:
-        max_drop: Largest drop of --metric, in its own unit.
+        max_drop: Largest drop of --metric, in its own unit. Where it is not kept, the layers that
+            cost most go back to float, as few as will do.
         require_speedup: Smallest ratio of latencies, original to result.
         require_ratio: Smallest ratio of file sizes, original to result.
     """
@@ -49,9 +50,18 @@ class Guards:
             if limit is not None and not limit > 0:
                 raise UsageError(f"{option} is {limit}, expected a number > 0, such as 1.2")
 
+    def drops_too_much(self, task: TaskResult) -> bool:
+        """Whether the metric fell by more than is allowed."""
+        return self.max_drop is not None and not task.drop <= self.max_drop
+
 
 def check_guards(
-    guards: Guards, *, task: TaskResult | None, speedup: float | None, ratio: float
+    guards: Guards,
+    *,
+    task: TaskResult | None,
+    speedup: float | None,
+    ratio: float,
+    tried: str = "",
 ) -> None:
     """Compares a result with its limits.
 
@@ -60,15 +70,16 @@ def check_guards(
         task: the metric before and after, if it was measured.
         speedup: latency of the original / latency of the result; None if it was not measured.
         ratio: bytes of the original / bytes of the result.
+        tried: what was done to keep the metric, for the message.
 
     Raises:
         GuardError: the limits that are not kept, each with what was measured.
     """
     broken = []
-    if guards.max_drop is not None and task is not None and not task.drop <= guards.max_drop:
+    if task is not None and guards.drops_too_much(task):
         broken.append(
             f"{task.name} went from {task.before:.6g} to {task.after:.6g}, a drop of "
-            f"{task.drop:.4g}, but --max-drop allows {guards.max_drop:g}"
+            f"{task.drop:.4g}, but --max-drop allows {guards.max_drop:g}{tried}"
         )
     if guards.require_speedup is not None:
         measured = speedup if speedup is not None else float("nan")

@@ -53,6 +53,9 @@ _MOVING = frozenset(
     )
 )
 
+# What a layer with weights can take in.
+_AFFINE = frozenset(("Add", "BatchNormalization", "Div", "Mul", "Sub"))
+
 _RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial")
 )
@@ -120,10 +123,33 @@ class Twins:
         """The matched tensors by their names in the reference, in order."""
         return tuple(self._twins)
 
-    def part(self, tensors: Iterable[str]) -> None:
-        """Matches these no longer: their names are the same but not what they stand for."""
-        for tensor in tensors:
-            del self._twins[tensor]
+    def part(self, tensor: str, better: str | None = None) -> None:
+        """Matches a tensor no longer: its name is the same in both, not what it stands for.
+
+        With `better`, its twin is matched with that tensor of the reference.
+        """
+        twin = self._twins.pop(tensor)
+        if better is not None:
+            self._twins[better] = twin
+            order = {name: number for number, name in enumerate(self._a.made)}
+            self._twins = dict(sorted(self._twins.items(), key=lambda pair: order[pair[0]]))
+
+    def heirs(self, tensor: str) -> list[str]:
+        """Tensors of the reference without twin that scales and shifts make of `tensor`.
+
+        A normalization that the candidate merged into a layer left the layer's name for its own
+        result.
+        """
+        found: list[str] = []
+        name = tensor
+        while (taker := self._a.only_taker(name)) is not None:
+            name = taker.output[0]
+            others = set(taker.input) - {"", *found, tensor}
+            if taker.op_type not in _AFFINE or not others <= self._a.fixed:
+                break
+            if name not in self._twins:
+                found.append(name)
+        return found
 
     def _layer(self, tensor: str) -> Layer:
         inside = self._a.between(tensor, self._twins)
@@ -161,23 +187,27 @@ class Twins:
 
     # ---- models
 
-    def probing(self, tensors: Sequence[str], *, values: bool = False) -> onnx.ModelProto:
-        """A model that returns two outputs a tensor, of both models by themselves.
+    def probing(self, tensors: Sequence[str]) -> onnx.ModelProto:
+        """A model that returns two float32 scalars a tensor, of both models by themselves.
 
-        The sums of squares of the reference's and of the difference; or, with `values`, the tensor
-        in the reference and in the candidate, as float32.
+        The sums of squares of the reference's and of the difference.
         """
         built = _Builder(self._a, self._b)
         built.add(self._a, tensors, prefix="")
         built.add(self._b, [self._twins[name] for name in tensors], prefix=_CHAIN)
         for name in tensors:
-            twin = built.named(self._b, self._twins[name], _CHAIN)
-            if values:
-                built.value(name)
-                built.value(twin)
-            else:
-                built.sum_of_squares(name, None)
-                built.sum_of_squares(name, twin)
+            built.sum_of_squares(name, None)
+            built.sum_of_squares(name, built.named(self._b, self._twins[name], _CHAIN))
+        return built.model()
+
+    def values(self, tensor: str, heirs: Sequence[str]) -> onnx.ModelProto:
+        """A model that returns, as float32, a twin in the candidate, `tensor`, and its heirs."""
+        built = _Builder(self._a, self._b)
+        built.add(self._a, [tensor, *heirs], prefix="")
+        built.add(self._b, [self._twins[tensor]], prefix=_CHAIN)
+        built.value(built.named(self._b, self._twins[tensor], _CHAIN))
+        for name in (tensor, *heirs):
+            built.value(name)
         return built.model()
 
     def measuring(self, layers: Sequence[Layer]) -> onnx.ModelProto:
@@ -297,6 +327,7 @@ class _Side:
         outputs: names of its outputs.
         maker: tensor -> the number of its node.
         made: tensors that nodes make, in order.
+        takers: tensor -> the nodes that take it.
         fixed: tensors that do not depend on inputs.
         types: element types and shapes, as far as they are known.
     """
@@ -312,6 +343,10 @@ class _Side:
         self.maker = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
         self.made = list(self.maker)
         self.uses = [_free_names(node) for node in self.nodes]
+        self.takers: dict[str, list[onnx.NodeProto]] = {}
+        for node, used in zip(self.nodes, self.uses, strict=True):
+            for name in used:
+                self.takers.setdefault(name, []).append(node)
         self.fixed = set(self.initializers)
         for node, used in zip(self.nodes, self.uses, strict=True):
             if used <= self.fixed and node.op_type not in _RANDOM:
@@ -327,6 +362,11 @@ class _Side:
     def node(self, tensor: str) -> onnx.NodeProto:
         """The node that makes a tensor."""
         return self.nodes[self.maker[tensor]]
+
+    def only_taker(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that takes a tensor, if it is one."""
+        takers = self.takers.get(tensor, ())
+        return takers[0] if len(takers) == 1 else None
 
     def elem_type(self, tensor: str) -> int:
         """The element type of a tensor; float32 where it is not known."""
