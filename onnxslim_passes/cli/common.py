@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +16,7 @@ __all__ = [
     "Flag",
     "JsonFlag",
     "ModelPath",
+    "TargetName",
     "check_output",
     "open_samples",
     "warn",
@@ -27,6 +28,7 @@ JsonFlag = Annotated[
     Flag, Parameter(help="Print the result as JSON on stdout, and nothing else there.")
 ]
 ModelPath = Annotated[Path, Parameter(help="An ONNX model.")]
+TargetName = Literal["cpu", "cpu-no-vnni", "tensorrt", "qnn", "coreml", "web"]
 RANDOM = "random"
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Group, Parameter
 from rich.text import Text
@@ -17,6 +17,7 @@ from onnxslim_passes.cli.common import (
     RANDOM,
     Flag,
     ModelPath,
+    TargetName,
     check_output,
     open_samples,
 )
@@ -53,7 +54,7 @@ class What:
     Attributes:
         recipe: A ready recipe (prune, codebook, int8, int8-dynamic, small) or a TOML file.
         passes: Passes as text.
-        target: The runtime the result is meant for.
+        target: The runtime the result is meant for; docs/targets.md says what each one changes.
         seed: For everything random; one seed, the same bytes.
         no_store: Leave out the lossless storage that is appended by default.
         verify_each: Check and run the model after every pass, not only at the end.
@@ -72,7 +73,7 @@ class What:
             "With --recipe it replaces the recipe's pass of that name, or joins at its stage.",
         ),
     ] = ()
-    target: Literal["cpu"] = "cpu"
+    target: TargetName = "cpu"
     seed: int = 0
     no_store: Flag = False
     verify_each: Flag = False

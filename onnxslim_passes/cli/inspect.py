@@ -14,11 +14,12 @@ from cyclopts import Parameter
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from onnxslim_passes.cli.common import JsonFlag, ModelPath
+from onnxslim_passes.cli.common import JsonFlag, ModelPath, TargetName
 from onnxslim_passes.cli.potential import potentials
 from onnxslim_passes.model import Constant, Model, Variable, Weight, load
 from onnxslim_passes.model.ir import dimension_value
 from onnxslim_passes.model.payload import ExternalPayload
+from onnxslim_passes.passes.placement import check_target, find_target
 from onnxslim_passes.report.manifest import MANIFEST_KEY
 from onnxslim_passes.report.terminal import (
     bytes_text,
@@ -41,12 +42,18 @@ def inspect(
     model: ModelPath,
     /,
     *,
+    target: Annotated[
+        TargetName | None,
+        Parameter(help="List what is not as this target's documentation wants it."),
+    ] = None,
     top: Annotated[int, Parameter(help="Weights to list, the largest first; 0 lists all.")] = 12,
     json: JsonFlag = False,
 ) -> None:
     """What is in a model, and what each pass could do to it."""
     loaded = load(model)
     data = describe(loaded, model)
+    if target is not None:
+        data["target"] = _target_row(loaded, target)
     if json:
         print_json(data)
     else:
@@ -74,6 +81,18 @@ def describe(model: Model, path: Path) -> dict[str, Any]:
         "roles": _roles(model, rows),
         "weights": rows,
         "passes": [potential.to_dict() for potential in potentials(model)],
+    }
+
+
+def _target_row(model: Model, name: str) -> dict[str, Any]:
+    """What a target wants otherwise, and what its documentation does not say."""
+    target = find_target(name)
+    return {
+        "name": name,
+        "title": target.title,
+        "runs_here": target.runs_here,
+        "unknown": list(target.unknown),
+        "violations": [violation.to_dict() for violation in check_target(model, name)],
     }
 
 
@@ -210,7 +229,32 @@ def _view(data: dict[str, Any], top: int) -> RenderableType:
             row["role"], str(row["count"]), count_text(row["elements"]), bytes_text(row["bytes"])
         )
     parts += [section("Constants by role", listed), _weights_view(data, top)]
-    return Group(*parts, _passes_view(data))
+    parts.append(_passes_view(data))
+    if "target" in data:
+        parts.append(_target_view(data["target"]))
+    return Group(*parts)
+
+
+def _target_view(target: dict[str, Any]) -> RenderableType:
+    """One row for each rule that is broken, with its first place; then what is not known."""
+    rules: dict[str, list[dict[str, Any]]] = {}
+    for violation in target["violations"]:
+        rules.setdefault(violation["rule"], []).append(violation)
+    listed = table("rule", "places", "the first", "found", "expected", right=["places"])
+    documents = {}
+    for name, places in rules.items():
+        first = places[0]
+        rule = name if first["required"] else f"{name} (recommended)"
+        documents[first["reference"]["url"]] = first["reference"]["title"]
+        # Converters give names of several hundred letters.
+        where = Text(first["where"], no_wrap=True, overflow="ellipsis")
+        listed.add_row(rule, str(len(places)), where, Text(first["found"]), Text(first["expected"]))
+    lines: list[RenderableType] = [listed if rules else Text("No rule is broken.")]
+    lines += [Text(f"{title}: {url}") for url, title in documents.items()]
+    if not target["runs_here"]:
+        lines.append(Text("Checked by rule, not run; --json lists every place."))
+    lines += [Text(f"Not known: {unknown}") for unknown in target["unknown"]]
+    return section(f"Target {target['name']}: {target['title']}", Group(*lines))
 
 
 def _head_view(data: dict[str, Any]) -> RenderableType:

@@ -67,3 +67,29 @@ def test_every_real_model_is_inspected(run, shared_models):
         result = run("inspect", path)
         assert result.code == 0, f"{path}: {result.err}"
         assert result.err == ""
+
+
+def test_target_lists_what_its_documents_want_otherwise(run, model):
+    result = run("inspect", model, "--target", "qnn")
+    assert result.code == 0
+    assert "Target qnn" in result.out
+    assert "static-shapes" in result.out
+    assert "Checked by rule, not run" in result.out
+    data = run("inspect", model, "--target", "qnn", "--json").json["target"]
+    assert data["runs_here"] is False
+    assert {row["rule"] for row in data["violations"]} == {"static-shapes", "all-quantized"}
+    assert all(row["reference"]["url"].startswith("https://") for row in data["violations"])
+
+
+def test_target_of_which_no_rule_is_broken(run, model):
+    assert "No rule is broken." in run("inspect", model, "--target", "cpu").out
+    assert "target" not in run("inspect", model, "--json").json
+
+
+def test_every_target_of_the_table_has_its_name_on_the_command_line():
+    from typing import get_args
+
+    from onnxslim_passes.cli.common import TargetName
+    from onnxslim_passes.passes.placement import TARGETS
+
+    assert list(get_args(TargetName)) == list(TARGETS)
