@@ -23,6 +23,7 @@ from onnxslim_passes.runtime import Array, Session, open_session
 Visit = Callable[[str, Array, Feed], None]
 
 _SEGMENT_BYTES = 32 << 20  # of chosen tensors in one segment
+_NOTHING = "calibration_nothing"
 
 
 def main_tensors(graph: Graph) -> dict[str, Variable]:
@@ -112,8 +113,10 @@ def visit_values(
 
 
 def _run(session: Session, feed: Mapping[str, Any]) -> dict[str, Any]:
-    """All outputs of a session; none where it has none."""
-    return session.run(feed) if session.outputs else {}
+    """All outputs of a session but the one that stands for none."""
+    values = session.run(feed)
+    values.pop(_NOTHING, None)
+    return values
 
 
 def shown(feeds: Iterable[Feed], samples: Samples, progress: Progress | None) -> Iterable[Feed]:
@@ -242,6 +245,9 @@ class _Plan:
             graph.output.extend(self._info(name) for name in outputs)
         else:
             _add_shapes(graph, outputs)
+        if not graph.output:  # graph inputs alone are chosen; the runtime wants an output
+            graph.node.append(helper.make_node("Constant", [], [_NOTHING], value=_nothing()))
+            graph.output.append(helper.make_tensor_value_info(_NOTHING, TensorProto.INT64, [1]))
         return model
 
     def _info(self, name: str) -> onnx.ValueInfoProto:
@@ -249,6 +255,10 @@ class _Plan:
         if name not in self._types:
             return onnx.ValueInfoProto(name=name)
         return helper.make_tensor_value_info(name, self._types[name], None)
+
+
+def _nothing() -> onnx.TensorProto:
+    return helper.make_tensor(_NOTHING, TensorProto.INT64, [1], [0])
 
 
 def _add_shapes(graph: onnx.GraphProto, names: Sequence[str]) -> None:
