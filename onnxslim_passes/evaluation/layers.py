@@ -223,23 +223,23 @@ def _part_strangers(twins: Twins, feed: Feed) -> None:
     """Parts matched tensors whose values are meant to differ.
 
     A convolution that a BatchNormalization was merged into makes what that one made, under its own
-    name; equalization scales channels. In both cases the candidate's channels are a multiple of
-    the reference's, plus a constant.
+    name; one that a Relu was removed behind makes the Relu's result, unclamped; equalization scales
+    channels.
     """
     with open_session(twins.probing(twins.tensors), lean=True) as session:
         sums = iter(session.run(feed).values())
-        suspicious = [
-            name for name in twins.tensors if _db(next(sums), next(sums)) < _SUSPICIOUS_DB
-        ]
-    for name in suspicious:
-        heirs = twins.heirs(name)
-        with open_session(twins.values(name, heirs), lean=True) as session:
+        known = {name: _db(next(sums), next(sums)) for name in twins.tensors}
+    suspicious = [name for name, sqnr_db in known.items() if sqnr_db < _SUSPICIOUS_DB]
+    for name in dict.fromkeys((*suspicious, *twins.doubtful)):
+        relatives = twins.relatives(name)
+        with open_session(twins.values(name, relatives), lean=True) as session:
             candidate, reference, *others = session.run(feed).values()
-        if not _is_rescaled(reference, candidate):
-            continue
         fits = [_similarity_db(other, candidate) for other in others]
         best = max(fits, default=-math.inf)
-        twins.part(name, heirs[fits.index(best)] if best > _SUSPICIOUS_DB else None)
+        if best > max(known[name], _SUSPICIOUS_DB):
+            twins.part(name, relatives[fits.index(best)])
+        elif name in suspicious and _is_rescaled(reference, candidate):
+            twins.part(name)
 
 
 def _similarity_db(reference: Array, candidate: Array) -> float:

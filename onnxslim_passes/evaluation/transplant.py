@@ -56,6 +56,8 @@ _MOVING = frozenset(
 # What a layer with weights can take in.
 _AFFINE = frozenset(("Add", "BatchNormalization", "Div", "Mul", "Sub"))
 
+_CLAMPS = frozenset(("Clip", "Max", "Min", "Relu"))
+
 _RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial")
 )
@@ -134,11 +136,23 @@ class Twins:
             order = {name: number for number, name in enumerate(self._a.made)}
             self._twins = dict(sorted(self._twins.items(), key=lambda pair: order[pair[0]]))
 
-    def heirs(self, tensor: str) -> list[str]:
-        """Tensors of the reference without twin that scales and shifts make of `tensor`.
+    @property
+    def doubtful(self) -> tuple[str, ...]:
+        """Matched tensors that a Relu or Clip makes in the reference but not in the candidate.
 
-        A normalization that the candidate merged into a layer left the layer's name for its own
-        result.
+        Quantizers that let saturation do its work give the layer in front the name of its result.
+        """
+        return tuple(
+            name
+            for name, twin in self._twins.items()
+            if self._a.node(name).op_type in _CLAMPS and self._b.node(twin).op_type not in _CLAMPS
+        )
+
+    def relatives(self, tensor: str) -> list[str]:
+        """Tensors of the reference without twin that the twin of `tensor` may stand for.
+
+        What scales and shifts make of it: a normalization that the candidate merged into a layer
+        left the layer's name for its own result. And what a clamp makes it of.
         """
         found: list[str] = []
         name = tensor
@@ -147,9 +161,10 @@ class Twins:
             others = set(taker.input) - {"", *found, tensor}
             if taker.op_type not in _AFFINE or not others <= self._a.fixed:
                 break
-            if name not in self._twins:
-                found.append(name)
-        return found
+            found.append(name)
+        if self._a.node(tensor).op_type in _CLAMPS:
+            found.append(self._a.node(tensor).input[0])
+        return [name for name in found if name in self._a.maker and name not in self._twins]
 
     def _layer(self, tensor: str) -> Layer:
         inside = self._a.between(tensor, self._twins)
@@ -200,13 +215,13 @@ class Twins:
             built.sum_of_squares(name, built.named(self._b, self._twins[name], _CHAIN))
         return built.model()
 
-    def values(self, tensor: str, heirs: Sequence[str]) -> onnx.ModelProto:
-        """A model that returns, as float32, a twin in the candidate, `tensor`, and its heirs."""
+    def values(self, tensor: str, others: Sequence[str]) -> onnx.ModelProto:
+        """A model that returns, as float32, its twin in the candidate, `tensor`, and others."""
         built = _Builder(self._a, self._b)
-        built.add(self._a, [tensor, *heirs], prefix="")
+        built.add(self._a, [tensor, *others], prefix="")
         built.add(self._b, [self._twins[tensor]], prefix=_CHAIN)
         built.value(built.named(self._b, self._twins[tensor], _CHAIN))
-        for name in (tensor, *heirs):
+        for name in (tensor, *others):
             built.value(name)
         return built.model()
 
