@@ -13,6 +13,7 @@ from onnxslim_passes.model import Constant, Graph, Model, Node, Types, Use, Vari
 from onnxslim_passes.numerics.affine import AffineGrid, quantize, weight_grid
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.embeddings import EmbeddingRewriter, is_embedding, objection
+from onnxslim_passes.passes.placement import target_decisions
 from onnxslim_passes.passes.quantized import integer_decisions, stored_reason
 from onnxslim_passes.passes.selection import Selection
 
@@ -81,6 +82,7 @@ class QuantizeDynamic(Selection, Pass):
                 decisions.append(Decision(where=node.where, taken=False, reason=reason))
         if changed:
             model.remove_unused()
+        said += target_decisions(model, context.target)
         return PassResult(changed=changed, decisions=(*decisions, *said))
 
     def _raise_opset(self, model: Model) -> bool:

@@ -236,7 +236,10 @@ def headline(report: Report, output: str) -> str:
     parts = [f"{source} {bytes_text(before)} -> {output} {bytes_text(after)}"]
     parts[0] += f" ({times_text(report.ratio)})"
     if report.latency:
-        parts.append(speed_text(report.latency["speedup"]))
+        # Another target's speed cannot be told here; that of its model on this CPU means little.
+        on_cpu = report.target.startswith("cpu")
+        speed = speed_text(report.latency["speedup"])
+        parts.append(speed if on_cpu else f"not run on {report.target}")
     if report.fidelity:
         decibels = report.fidelity["sqnr_db"]
         # Made-up inputs say that the model runs, not how good it is; the first line must not lie.

@@ -509,3 +509,12 @@ def test_beside_infinities_nodes_stay_in_float(observer: str) -> None:
     result = quantize(model, [{"x": np.zeros(IMAGE, np.float32)}], observer=observer)
     assert not result.changed
     assert any("held NaN or infinity" in decision.reason for decision in result.decisions)
+
+
+def test_long_names_are_not_repeated_in_every_pair() -> None:
+    model = conv_net(f"{TWO} r = Relu(h) y = {CONV}(r, w, b)")
+    for tensor in (model.graph.nodes[0].outputs[0], model.graph.nodes[1].outputs[0]):
+        tensor.name = f"functional/{'block/' * 50}{tensor.name}"
+    quantize(model, placement="everywhere")
+    long = [name for node in model.graph.nodes for t in node.outputs if len(name := t.name) > 100]
+    assert len(long) <= 2  # those of the model itself

@@ -15,6 +15,7 @@ from onnxslim_passes.evaluation import compare_outputs
 from onnxslim_passes.model import Model
 from onnxslim_passes.passes.base import Context, PassResult
 from onnxslim_passes.passes.placement import TARGETS, check_target
+from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
 from onnxslim_passes.recipe import format_pass, parse_pass
 from onnxslim_passes.runtime import open_session
@@ -164,6 +165,13 @@ def test_options_round_trip(options: dict[str, Any]) -> None:
     assert parse_pass(format_pass(pass_)) == pass_
     assert pass_.changed_options() == options
     assert parse_pass("quantize-static:weights=none,symmetric=none") == QuantizeStatic()
+
+
+def test_dynamic_quantization_says_what_a_target_does_not_take() -> None:
+    result = QuantizeDynamic().apply(residual_net(), Context(target="tensorrt"))
+    assert result.changed
+    (said,) = [d for d in result.decisions if "tensorrt rule no-integer-operators" in d.reason]
+    assert said.figures["places"] == 2
 
 
 def test_unknown_target() -> None:

@@ -154,6 +154,12 @@ def test_the_headline_leaves_out_what_was_not_measured():
     assert terminal.headline(same, "o.onnx").endswith(", identical outputs")
 
 
+def test_the_headline_gives_no_speed_for_a_target_that_was_not_run():
+    text = terminal.headline(report(target="tensorrt"), "o.onnx")
+    assert ", not run on tensorrt, " in text
+    assert "faster" not in text
+
+
 def test_the_headline_says_if_the_inputs_were_made_up():
     text = terminal.headline(report(samples="8 feeds of random inputs"), "o.onnx")
     assert text.endswith(", 19.8 dB SQNR on random inputs")

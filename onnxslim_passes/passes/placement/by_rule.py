@@ -13,6 +13,7 @@ from onnxslim_passes.passes.placement.insertion import (
     Scheme,
     quantize_for,
     quantize_where_made,
+    short,
 )
 from onnxslim_passes.passes.placement.operators import BETWEEN, CLAMPS
 from onnxslim_passes.passes.placement.sites import Site, Survey
@@ -169,7 +170,7 @@ def _is_plain(constant: Constant) -> bool:
 def _stored(model: Model, constant: Constant, scheme: Scheme) -> Variable:
     values = constant.values
     grid = weight_grid(values, scheme.activations, symmetric=scheme.symmetric)
-    name = str(constant.name)
+    name = short(constant.name)
     inputs = [
         model.graph.add_constant(f"{name}_quantized", quantize(values, grid)),
         model.graph.add_constant(f"{name}_scale", grid.scale),

@@ -38,6 +38,8 @@ Array = npt.NDArray[Any]
 Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest value of each tensor, by name."""
 
+_LONG_NAME = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
@@ -115,6 +117,15 @@ def saturating_sites(found: Survey, ranges: Ranges, scheme: Scheme) -> set[str]:
     return keys
 
 
+def short(name: object) -> str:
+    """A name to derive others from: converters give some of several hundred letters.
+
+    Each pair needs four new names, which would be most of the bytes of a small model's file.
+    """
+    text = str(name)
+    return text if len(text) <= _LONG_NAME else text[-_LONG_NAME:]
+
+
 # ---------------- activations
 
 
@@ -174,8 +185,8 @@ class ActivationConstants:
         """Those of a grid; the first time named after `name`."""
         if id(grid) not in self._known:
             self._known[id(grid)] = (
-                self._graph.add_constant(f"{name}_scale", grid.scale),
-                self._graph.add_constant(f"{name}_zero_point", grid.zero_point),
+                self._graph.add_constant(f"{short(name)}_scale", grid.scale),
+                self._graph.add_constant(f"{short(name)}_zero_point", grid.zero_point),
             )
         return self._known[id(grid)]
 
@@ -205,12 +216,12 @@ def quantize_where_made(
 ) -> Node:
     """Maker -> new tensor -> Q -> DQ -> `tensor`."""
     maker = tensor.inputs[0]
-    made = Variable(graph.fresh_name(f"{tensor.name}_float"))
+    made = Variable(graph.fresh_name(f"{short(tensor.name)}_float"))
     made.dtype, made.shape = tensor.dtype, tensor.shape
     index = next(index for index, output in enumerate(maker.outputs) if output is tensor)
     maker.outputs[index] = made
     quantizer = graph.add_node(
-        "QuantizeLinear", [made, *parameters], outputs=[f"{tensor.name}_quantized"]
+        "QuantizeLinear", [made, *parameters], outputs=[f"{short(tensor.name)}_quantized"]
     )
     graph.add_node("DequantizeLinear", [quantizer.outputs[0], *parameters], outputs=[tensor])
     return quantizer
@@ -227,15 +238,15 @@ def quantize_for(
     """`tensor` -> Q -> DQ -> the takers; others keep `tensor`."""
     source = tensor
     if barriers and tensor.inputs and tensor.inputs[0].op in SLOW_UPSTREAM:
-        barrier = graph.add_node("Max", [tensor], outputs=[f"{tensor.name}_float"])
+        barrier = graph.add_node("Max", [tensor], outputs=[f"{short(tensor.name)}_float"])
         source = barrier.outputs[0]
     quantizer = graph.add_node(
-        "QuantizeLinear", [source, *parameters], outputs=[f"{tensor.name}_quantized"]
+        "QuantizeLinear", [source, *parameters], outputs=[f"{short(tensor.name)}_quantized"]
     )
     restored = graph.add_node(
         "DequantizeLinear",
         [quantizer.outputs[0], *parameters],
-        outputs=[f"{tensor.name}_dequantized"],
+        outputs=[f"{short(tensor.name)}_dequantized"],
     ).outputs[0]
     for node in dict.fromkeys(takers):
         for index, taken in enumerate(node.inputs):
@@ -260,7 +271,7 @@ def _keep_float(graph: Graph) -> None:
             entry, maker = maker, maker.inputs[0].inputs[0] if maker.inputs[0].inputs else None
         if maker is not None and maker.op == "DequantizeLinear":
             source = entry.inputs[0]
-            copy = graph.add_node("Max", [source], outputs=[f"{source.name}_float"])
+            copy = graph.add_node("Max", [source], outputs=[f"{short(source.name)}_float"])
             entry.inputs[0] = copy.outputs[0]
 
 
@@ -358,17 +369,17 @@ def _weight_codes(
     graph: Graph, name: str, values: Array, grid: AffineGrid, users: list[Site]
 ) -> Constant:
     """Stores the codes once, with one DequantizeLinear for each user."""
-    codes = graph.add_constant(f"{name}_quantized", quantize(values, grid))
+    codes = graph.add_constant(f"{short(name)}_quantized", quantize(values, grid))
     parameters = (
-        graph.add_constant(f"{name}_scale", grid.scale),
-        graph.add_constant(f"{name}_zero_point", grid.zero_point),
+        graph.add_constant(f"{short(name)}_scale", grid.scale),
+        graph.add_constant(f"{short(name)}_zero_point", grid.zero_point),
     )
     attrs = {} if grid.axis is None else {"axis": grid.axis}
     for site in users:
         restored = graph.add_node(
             "DequantizeLinear",
             [codes, *parameters],
-            outputs=[f"{name}_dequantized"],
+            outputs=[f"{short(name)}_dequantized"],
             attrs=dict(attrs),
         )
         site.node.inputs[1] = restored.outputs[0]
@@ -394,10 +405,10 @@ def _insert_bias(
     added = site.bias_add is not None
     if not scheme.integer_bias or not fits or (added and not (site.rank_two and scheme.for_cpu)):
         if scaled:
-            owner.inputs[index] = graph.add_constant(f"{site.bias.name}_scaled", values)
+            owner.inputs[index] = graph.add_constant(f"{short(site.bias.name)}_scaled", values)
         return
     scale = bias_scale(data.scale, weight.scale)
-    hint = site.bias.name
+    hint = short(site.bias.name)
     inputs = [
         graph.add_constant(
             f"{hint}_quantized", quantize_bias(values, float(data.scale), weight.scale)
