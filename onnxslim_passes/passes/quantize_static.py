@@ -227,7 +227,7 @@ class QuantizeStatic(Selection, Pass):
 
         found = survey(model, self.verdict, is_excluded)
         if self.placement == "inputs":
-            return inputs_only(found)
+            return inputs_only(model, found, is_excluded)
         return weights_only(found) if self.placement == "all" else found
 
     def _at_opset(self, model: Model) -> tuple[Model, bool]:

@@ -121,6 +121,23 @@ def test_tensorrt_quantizes_inputs_only() -> None:
     assert gemm.attr("alpha", 1.0) == gemm.attr("beta", 1.0) == 1.0
 
 
+def test_tensorrt_quantizes_a_skip_into_float_too() -> None:
+    body = f"h = {CONV} (x, q1) s = Add(h, x) t = Sigmoid(s) y = Identity(t)"
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[2, 8, 8, 8] x) => (float[2, 8, 8, 8] y) {{ {body} }}"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(noise(8, 8, 3, 3, seed=8), "q1"))
+    model = Model.from_proto(proto)
+    quantize(model, "tensorrt")
+    assert check_target(model, "tensorrt") == []
+    (addition,) = [node for node in model.graph.nodes if node.op == "Add"]
+    assert [tensor.inputs[0].op for tensor in addition.inputs] == ["Conv", "DequantizeLinear"]
+    left_alone = Model.from_proto(proto)
+    quantize(left_alone, "tensorrt", exclude=["Add#1"])
+    assert [v.rule for v in check_target(left_alone, "tensorrt")] == ["residual-quantized"]
+
+
 def test_qnn_quantizes_every_tensor() -> None:
     model = residual_net()
     quantize(model, "qnn")

@@ -1,6 +1,6 @@
 """Q/DQ pairs where a target's documentation wants them, instead of where this CPU gains time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -31,27 +31,48 @@ _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 # ---------------- in front of nodes with weights
 
 
-def inputs_only(found: Survey) -> Survey:
+def inputs_only(model: Model, found: Survey, is_excluded: Callable[[Node], bool]) -> Survey:
     """The sites whose inputs TensorRT wants quantized: nodes with weights, and residual additions.
 
     Outputs stay as they are. Of an Add, the operand that a node with weights makes for it alone
     stays float, because TensorRT fuses that Add into the node; the other one is quantized.
+
+    Args:
+        model: that was surveyed.
+        found: its sites.
+        is_excluded: whether a node without weights is to be left alone.
     """
-    makers = {tensor: site for site in found.sites for tensor in site.outputs if site.weight}
-    sites = []
-    for site in found.sites:
-        if site.weight is not None:
-            sites.append(replace(site, integer_output=False))
-        elif site.node.op == "Add":
-            fused = next((t for t in site.inputs[::-1] if t in makers and _has_one_taker(t)), None)
-            others = tuple(tensor for tensor in site.inputs if tensor is not fused)
-            if fused is not None and others:
-                sites.append(replace(site, inputs=others, integer_output=False))
-    return Survey(tuple(sites), found.refusals)
+    layers = [
+        replace(site, integer_output=False) for site in found.sites if site.weight is not None
+    ]
+    types = model.types()
+    made = {tensor for site in layers if site.clamp is None for tensor in site.outputs}
+    biases = {site.bias_add for site in layers}
+    additions = [
+        _residual_site(node, made, types)
+        for node in model.graph.nodes
+        if node.op == "Add" and not node.domain and node not in biases and not is_excluded(node)
+    ]
+    return Survey((*layers, *(site for site in additions if site is not None)), found.refusals)
 
 
-def _has_one_taker(tensor: Variable) -> bool:
-    return len(tensor.outputs) == 1
+def _residual_site(node: Node, made: Collection[Variable], types: Types) -> Site | None:
+    """The Add of what a layer makes for it alone and another activation, or None."""
+    fused = next((t for t in node.inputs[::-1] if t in made and len(t.outputs) == 1), None)
+    others = [tensor for tensor in node.inputs if tensor is not fused]
+    if fused is None or len(others) != 1:
+        return None
+    other = others[0]
+    if not isinstance(other, Variable) or not _is_float(types, other) or _touches_pair(other):
+        return None
+    return Site(
+        node=node,
+        key=node.outputs[0].name,
+        inputs=(other,),
+        outputs=tuple(node.outputs),
+        integer_output=False,
+        rule=BETWEEN["Add"],
+    )
 
 
 # ---------------- on every tensor
