@@ -1,0 +1,121 @@
+"""Prints peak memory and CPU time of each observer on 16 and on 256 samples of one model.
+
+    python benchmarks/calibration_memory.py [NAME...] [--folder ../shared/models] [--samples 16 256]
+
+Every run is a process of its own. All tensors that quantize-static would measure are measured; the
+samples are the model's calibration feeds, again and again. Without the folder of real models, a
+small convolution network with random weights stands in.
+"""
+
+import argparse
+import itertools
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from int8_models import FOLDER, Feed, cases
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxslim_passes.calibration import OBSERVERS, Samples, collect_ranges
+from onnxslim_passes.calibration.segments import main_tensors
+from onnxslim_passes.model import Model, load
+
+NAMES = ("ppocr_v4_rec", "ppocr_v4_det", "efficientnet_lite0")
+STAND_IN = "stand-in"
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+
+
+def stand_in() -> tuple[Model, list[Feed]]:
+    """Eight convolutions of 32 channels, and images of 64 x 64."""
+    random = np.random.default_rng(0)
+    nodes, weights, last = [], [], "x"
+    for layer in range(8):
+        shape = (32, 3 if layer == 0 else 32, 3, 3)
+        values = (random.normal(size=shape) * 0.08).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"w{layer}"))
+        nodes.append(helper.make_node("Conv", [last, f"w{layer}"], [f"c{layer}"], pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
+        last = f"r{layer}"
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 64, 64])
+    y = helper.make_tensor_value_info(last, TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "stand_in", [x], [y], weights)
+    opsets = [helper.make_opsetid("", 17)]
+    model = load(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    feeds = [{"x": random.normal(size=(1, 3, 64, 64)).astype(np.float32)} for _ in range(16)]
+    return model, feeds
+
+
+def opened(name: str, folder: Path) -> tuple[Model, list[Feed]]:
+    """A model and its feeds."""
+    if name == STAND_IN:
+        return stand_in()
+    case = next(case for case in cases(folder) if case.name == name)
+    return load(case.path), case.feeds
+
+
+def measure(name: str, observer: str, count: int, folder: Path) -> str:
+    """Peak memory in MB and CPU seconds of one run."""
+    model, feeds = opened(name, folder)
+    types = model.types()
+    tensors = [
+        tensor
+        for tensor in main_tensors(model.graph).values()
+        if (known := types.of(tensor)) is not None and known.elem_type in FLOATS
+    ]
+    batch = max(len(next(iter(feed.values()))) for feed in feeds)
+
+    def repeated() -> Iterator[Feed]:
+        yield from itertools.islice(itertools.cycle(feeds), -(-count // batch))
+
+    start = time.process_time()
+    collect_ranges(model, tensors, Samples.from_feeds(repeated), observer=observer, strict=False)
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return f"{peak:.0f} {seconds:.2f} {len(tensors)}"
+
+
+def compare(name: str, counts: tuple[int, int], folder: Path) -> None:
+    """A line for each observer."""
+    for observer in OBSERVERS:
+        figures = []
+        for count in counts:
+            command = [sys.executable, __file__, "--measure", name, observer, str(count)]
+            command += ["--folder", str(folder)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            figures.append(done.stdout.split())
+        (few, few_s, tensors), (many, many_s, _) = figures
+        print(
+            f"{name:20} {observer:15} {tensors:>7} {few:>8} {many:>8} "
+            f"{int(many) / int(few):>6.2f} {few_s:>8} {many_s:>8}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="models; default: three of the folder")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--samples", type=int, nargs=2, default=(16, 256))
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        name, observer, count = options.measure
+        print(measure(name, observer, int(count), options.folder))
+        return
+    few, many = options.samples
+    print(
+        f"{'model':20} {'observer':15} {'tensors':>7} {f'MB, {few}':>8} {f'MB, {many}':>8} "
+        f"{'ratio':>6} {f's, {few}':>8} {f's, {many}':>8}"
+    )
+    available = (options.folder / "tasks.py").is_file()
+    for name in options.names or (NAMES if available else (STAND_IN,)):
+        compare(name, (few, many), options.folder)
+
+
+if __name__ == "__main__":
+    main()
