@@ -1,0 +1,33 @@
+"""Worker: opset 17 at least, then onnxruntime's `quant_pre_process`.
+
+python -m peers.prepare_worker MODEL OUT
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import onnx
+from onnx import version_converter
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+OPSET = 17  # the opset that the peers' documents recommend at least
+
+
+def prepare(source: Path, target: Path) -> None:
+    """Writes the model as the peers' documents ask for it."""
+    model = onnx.load(source)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset < OPSET:
+        model = version_converter.convert_version(model, OPSET)
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "converted.onnx"
+        onnx.save(model, converted)
+        try:
+            quant_pre_process(str(converted), str(target))
+        except AssertionError:  # its symbolic shape inference does not know optional types
+            quant_pre_process(str(converted), str(target), skip_symbolic_shape=True)
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1]), Path(sys.argv[2]))
