@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from onnxslim_passes.cli.common import Flag, JsonFlag, open_samples
-from onnxslim_passes.cli.layers import LayerComparison, layer_comparison, layers_view
+from onnxslim_passes.cli.layers import LayerComparison, layer_comparison, layers_view, remedy_lines
 from onnxslim_passes.cli.task import TaskResult, open_task
 from onnxslim_passes.errors import ModelError, UsageError
 from onnxslim_passes.evaluation import (
@@ -108,7 +108,7 @@ def compare(
     ] = False,
     top: Annotated[
         int, Parameter(help="With --layers: how many are tried one by one in the whole model.")
-    ] = 20,
+    ] = 16,
     seed: Annotated[int, Parameter(help="For random data.")] = 0,
     json: JsonFlag = False,
 ) -> None:
@@ -120,8 +120,12 @@ def compare(
     result = _measure((a, b), data, metric, seed, top if layers else 0)
     if json:
         print_json(result.to_dict())
-    else:
-        result_console().print(_view(result, top))
+        return
+    console = result_console()
+    console.print(_view(result, top))
+    if result.layers is not None:
+        for line in remedy_lines(result.layers):
+            console.print(Text(line), soft_wrap=True)
 
 
 def _measure(

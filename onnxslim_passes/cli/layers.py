@@ -1,6 +1,7 @@
 """`compare --layers`: which layers cost the fidelity, and the options that leave them alone."""
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnxslim_passes.report.terminal import db_text, section, table
 from onnxslim_passes.runtime import Session
 from onnxslim_passes.search import leave_out
 
-__all__ = ["LayerComparison", "layer_comparison", "layers_view"]
+__all__ = ["LayerComparison", "layer_comparison", "layers_view", "remedy_lines"]
 
 # A remedy that brings less than this is none: the error is spread over the network.
 _WORTH_DB = 1.0
@@ -98,15 +99,33 @@ def _overrides(model: Model, layers: Sequence[LayerError]) -> tuple[str, ...]:
 
 
 def layers_view(result: LayerComparison, top: int) -> RenderableType:
-    """Tables and the remedy."""
+    """The tables."""
     errors = result.errors
     ranked = errors.ranked()
     if not ranked:
         return Text("Both models compute all layers alike.\n")
     parts: list[RenderableType] = [_ranking_view(errors, ranked, top)]
     parts.append(_falls_view(errors))
-    parts.append(_remedy_view(result))
     return Group(*parts)
+
+
+def remedy_lines(result: LayerComparison) -> list[str]:
+    """What to do, and the options to copy, a line each, to be printed without wrapping them."""
+    mended = result.errors.mended
+    if mended is None:
+        return []
+    names = ", ".join(layer.name for layer in mended.layers)
+    before, after = db_text(mended.before_db), db_text(mended.after_db)
+    few = "this layer" if len(mended.layers) == 1 else f"these {len(mended.layers)} layers"
+    lines = [f"Remedy: with {few} in float the outputs go from {before} to {after}: {names}."]
+    if not mended.after_db - mended.before_db >= _WORTH_DB:
+        lines.append("No few layers are to blame: the error is spread over the network.")
+    elif result.overrides:
+        lines.append("Add to the command that made B:")
+        lines += [f"    --pass {shlex.quote(override)}" for override in result.overrides]
+    else:
+        lines.append("No pass that made B says that it changed them.")
+    return lines
 
 
 def _ranking_view(errors: LayerErrors, ranked: Sequence[LayerError], top: int) -> RenderableType:
@@ -131,24 +150,6 @@ def _falls_view(errors: LayerErrors) -> RenderableType:
     for layer in errors.falls():
         listed.add_row(Text(layer.name), layer.operator, _text(layer.accumulated_db))
     return section("Where the SQNR falls off, in the order of the network", listed)
-
-
-def _remedy_view(result: LayerComparison) -> RenderableType:
-    mended = result.errors.mended
-    if mended is None:
-        return Text("The outputs differ by rounding alone.\n")
-    names = ", ".join(layer.name for layer in mended.layers)
-    before, after = db_text(mended.before_db), db_text(mended.after_db)
-    few = "this layer" if len(mended.layers) == 1 else f"these {len(mended.layers)} layers"
-    text = f"With {few} in float the outputs go from {before} to {after}: {names}."
-    if not mended.after_db - mended.before_db >= _WORTH_DB:
-        text += " No few layers are to blame: the error is spread over the network."
-    elif result.overrides:
-        text += " Add to the command that made B:\n"
-        text += "\n".join(f"    --pass '{override}'" for override in result.overrides)
-    else:
-        text += " No pass that made B says that it changed them."
-    return section("Remedy", Text(text))
 
 
 def _text(decibels: float) -> str:

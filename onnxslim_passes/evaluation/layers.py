@@ -147,7 +147,7 @@ def compare_layers(
     candidate: Model,
     feeds: Feeds,
     *,
-    top: int = 20,
+    top: int = 16,
     progress: Progress | None = None,
 ) -> LayerErrors:
     """Measures all layers.
@@ -218,6 +218,9 @@ def _length(feed: Feed) -> int:
 # bad scatters values, and shifts few channels at a time.
 _SUSPICIOUS_DB, _EXPLAINED_DB = 10.0, 10.0
 
+# Tensors looked at in one run of the models; their values are held together.
+_AT_ONCE = 8
+
 
 def _part_strangers(twins: Twins, feed: Feed) -> None:
     """Parts matched tensors whose values are meant to differ.
@@ -230,16 +233,20 @@ def _part_strangers(twins: Twins, feed: Feed) -> None:
         sums = iter(session.run(feed).values())
         known = {name: _db(next(sums), next(sums)) for name in twins.tensors}
     suspicious = [name for name, sqnr_db in known.items() if sqnr_db < _SUSPICIOUS_DB]
-    for name in dict.fromkeys((*suspicious, *twins.doubtful)):
-        relatives = twins.relatives(name)
-        with open_session(twins.values(name, relatives), lean=True) as session:
-            candidate, reference, *others = session.run(feed).values()
-        fits = [_similarity_db(other, candidate) for other in others]
-        best = max(fits, default=-math.inf)
-        if best > max(known[name], _SUSPICIOUS_DB):
-            twins.part(name, relatives[fits.index(best)])
-        elif name in suspicious and _is_rescaled(reference, candidate):
-            twins.part(name)
+    asked = list(dict.fromkeys((*suspicious, *twins.doubtful)))
+    for start in range(0, len(asked), _AT_ONCE):
+        # Parting one changes the relatives of others, but never to a better fit.
+        relatives = {name: twins.relatives(name) for name in asked[start : start + _AT_ONCE]}
+        with open_session(twins.values(relatives), lean=True) as session:
+            values = iter(session.run(feed).values())
+            for name, others in relatives.items():
+                candidate, reference = next(values), next(values)
+                fits = [_similarity_db(next(values), candidate) for _ in others]
+                best = max(fits, default=-math.inf)
+                if best > max(known[name], _SUSPICIOUS_DB):
+                    twins.part(name, others[fits.index(best)])
+                elif name in suspicious and _is_rescaled(reference, candidate):
+                    twins.part(name)
 
 
 def _similarity_db(reference: Array, candidate: Array) -> float:

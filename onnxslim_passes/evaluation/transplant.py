@@ -131,7 +131,7 @@ class Twins:
         With `better`, its twin is matched with that tensor of the reference.
         """
         twin = self._twins.pop(tensor)
-        if better is not None:
+        if better is not None and better not in self._twins:
             self._twins[better] = twin
             order = {name: number for number, name in enumerate(self._a.made)}
             self._twins = dict(sorted(self._twins.items(), key=lambda pair: order[pair[0]]))
@@ -215,14 +215,20 @@ class Twins:
             built.sum_of_squares(name, built.named(self._b, self._twins[name], _CHAIN))
         return built.model()
 
-    def values(self, tensor: str, others: Sequence[str]) -> onnx.ModelProto:
-        """A model that returns, as float32, its twin in the candidate, `tensor`, and others."""
+    def values(self, tensors: Mapping[str, Sequence[str]]) -> onnx.ModelProto:
+        """A model that returns values as float32.
+
+        For each tensor: its twin in the candidate, itself, and the others of the reference that it
+        is mapped to.
+        """
         built = _Builder(self._a, self._b)
-        built.add(self._a, [tensor, *others], prefix="")
-        built.add(self._b, [self._twins[tensor]], prefix=_CHAIN)
-        built.value(built.named(self._b, self._twins[tensor], _CHAIN))
-        for name in (tensor, *others):
-            built.value(name)
+        wanted = [x for name, others in tensors.items() for x in (name, *others)]
+        built.add(self._a, wanted, prefix="")
+        built.add(self._b, [self._twins[name] for name in tensors], prefix=_CHAIN)
+        for tensor, others in tensors.items():
+            built.value(built.named(self._b, self._twins[tensor], _CHAIN))
+            for name in (tensor, *others):
+                built.value(name)
         return built.model()
 
     def measuring(self, layers: Sequence[Layer]) -> onnx.ModelProto:
