@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         pass_options,
     )
     from onnxslim_passes.passes.cluster_weights import ClusterWeights
+    from onnxslim_passes.passes.convert_float import ConvertFloat
     from onnxslim_passes.passes.correct_bias import CorrectBias
     from onnxslim_passes.passes.dedupe_weights import DedupeWeights
     from onnxslim_passes.passes.fold_constants import FoldConstants
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
     from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
     from onnxslim_passes.passes.quantize_static import QuantizeStatic
+    from onnxslim_passes.passes.quantize_weights import QuantizeWeights
+    from onnxslim_passes.passes.round_weights import RoundWeights
     from onnxslim_passes.passes.store_weights import StoreWeights
     from onnxslim_passes.pipeline import Pipeline, Result
     from onnxslim_passes.recipe import Recipe
@@ -43,6 +46,7 @@ __all__ = [
     "PASSES",
     "ClusterWeights",
     "Context",
+    "ConvertFloat",
     "CorrectBias",
     "Decision",
     "DedupeWeights",
@@ -56,9 +60,11 @@ __all__ = [
     "PruneMagnitude",
     "QuantizeDynamic",
     "QuantizeStatic",
+    "QuantizeWeights",
     "Recipe",
     "Report",
     "Result",
+    "RoundWeights",
     "Samples",
     "Stage",
     "StoreWeights",

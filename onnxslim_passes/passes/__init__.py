@@ -2,6 +2,7 @@
 
 from onnxslim_passes.passes.base import Pass
 from onnxslim_passes.passes.cluster_weights import ClusterWeights
+from onnxslim_passes.passes.convert_float import ConvertFloat
 from onnxslim_passes.passes.correct_bias import CorrectBias
 from onnxslim_passes.passes.dedupe_weights import DedupeWeights
 from onnxslim_passes.passes.fold_constants import FoldConstants
@@ -9,6 +10,8 @@ from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
 from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
 from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
+from onnxslim_passes.passes.quantize_weights import QuantizeWeights
+from onnxslim_passes.passes.round_weights import RoundWeights
 from onnxslim_passes.passes.store_weights import StoreWeights
 
 PASSES: dict[str, type[Pass]] = {
@@ -19,8 +22,11 @@ PASSES: dict[str, type[Pass]] = {
         DedupeWeights,
         PruneMagnitude,
         ClusterWeights,
+        RoundWeights,
         QuantizeStatic,
         QuantizeDynamic,
+        QuantizeWeights,
+        ConvertFloat,
         CorrectBias,
         StoreWeights,
     )

@@ -23,6 +23,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"placement": "everywhere", "per_channel": False, "activations": "int8"},
     ],
     "quantize-dynamic": [{"per_channel": False}, {"reduce_range": True, "embeddings": False}],
+    "quantize-weights": [
+        {"bits": 4, "per": "block", "scheme": "asymmetric", "min_elements": 1},
+        {"bits": 1, "per": "tensor", "scales": "max"},
+        {"bits": 2},
+    ],
+    "convert-float": [{"weights_only": False}, {"type": "float8_e4m3fn"}, {"type": "bfloat16"}],
     "store-weights": [{"encodings": ["sparse"]}, {"min_elements": 2}],
 }
 

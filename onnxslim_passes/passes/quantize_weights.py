@@ -1,0 +1,212 @@
+"""Puts weights on grids of 1 to 8 bits: small integers times a scale for each block.
+
+Only weights are quantized; the arithmetic stays in float. This pass changes values only, in the
+weights' own type; `store-weights` then finds the grid in the values and stores packed codes and
+scales, which ONNX Runtime turns back into the dense weight when it loads the file.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from onnxslim_passes.errors import unknown_name
+from onnxslim_passes.model import Model, Role, Weight
+from onnxslim_passes.numerics.clustering import distinct_values
+from onnxslim_passes.numerics.distortion import sqnr_db
+from onnxslim_passes.numerics.weight_formats import (
+    BlockLayout,
+    ScaleSearch,
+    Scheme,
+    WeightFormat,
+    block_layout,
+    find_grid,
+    on_grid,
+    quantize_weight,
+)
+from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.selection import (
+    Selection,
+    matching_pattern,
+    role_refusal,
+    values_refusal,
+)
+
+__all__ = ["QuantizeWeights"]
+
+_ROLES: frozenset[Role] = frozenset({"weight", "recurrent", "embedding"})
+# About what the nodes and tensor headers of a stored grid take in the file.
+_DECODER_BYTES = 256
+# Significant bits of scales: blocks are many and share them, channels are few.
+_BLOCK_SCALE_BITS = 4
+_CHANNEL_SCALE_BITS = 11
+
+
+@pass_options
+class QuantizeWeights(Selection, Pass):
+    """Weight-only quantization of products, convolutions, recurrent layers and embeddings."""
+
+    name: ClassVar[str] = "quantize-weights"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
+    summary: ClassVar[str] = "weights of 1 to 8 bits, float arithmetic; needs no samples"
+    references: ClassVar[tuple[str, ...]] = (
+        "Rastegari et al. 2016, XNOR-Net: ImageNet Classification Using Binary Convolutional "
+        "Neural Networks, arXiv:1603.05279 (1 bit)",
+        "Li et al. 2016, Ternary Weight Networks, arXiv:1605.04711 (2 bits, symmetric)",
+        "Rouhani et al. 2023, Microscaling Data Formats for Deep Learning, arXiv:2310.10537 "
+        "(short scales of short blocks)",
+    )
+
+    bits: Annotated[int, Field(ge=1, le=8, description="bits of a code")] = 8
+    scheme: Annotated[
+        Scheme,
+        Field(
+            description="symmetric: as many codes below 0 as above (2 bits: -1, 0, 1; 1 bit: -1, "
+            "1); asymmetric: each block has a zero point"
+        ),
+    ] = "symmetric"
+    per: Annotated[
+        Literal["tensor", "channel", "block"],
+        Field(description="what has a scale of its own: the tensor, a channel, or a block of it"),
+    ] = "channel"
+    block_size: Annotated[
+        int, Field(ge=8, le=1024, description="elements of a block, with per=block")
+    ] = 32
+    scales: Annotated[
+        ScaleSearch, Field(description="max: nothing is clipped; mse: least squared error")
+    ] = "mse"
+    overrides: Annotated[
+        tuple[str, ...],
+        Field(description="other bits for some weights or nodes, as pattern=bits; 0 leaves them"),
+    ] = ()
+    min_elements: Annotated[int, Field(ge=1, description="smaller weights are left alone")] = 512
+
+    @model_validator(mode="after")
+    def _overrides_are_numbers(self) -> "QuantizeWeights":
+        for override in self.overrides:
+            pattern, _, bits = override.rpartition("=")
+            if not pattern or bits not in tuple("012345678"):
+                raise ValueError(
+                    f"overrides holds {override!r}; expected pattern=bits with bits from 0 to 8, "
+                    "such as 'encoder*=4'"
+                )
+        return self
+
+    def requires(self, model: Model) -> None:
+        """Sees that the names in the options occur in the model."""
+        self.check(model)
+        weights = model.weights()
+        for pattern, _ in self._overrides():
+            if not any(matching_pattern([pattern], weight) for weight in weights):
+                names = {name for weight in weights for name in (weight.name, weight.where)}
+                names |= {node.where for weight in weights for node in weight.nodes}
+                raise unknown_name("node or weight in `overrides`:", pattern, names)
+
+    def preview(self, model: Model) -> tuple[Decision, ...]:
+        """The candidates, without the work on them."""
+        return tuple(
+            self._refusal(weight) or Decision(where=weight.where, taken=True, reason="a candidate")
+            for weight in model.weights()
+        )
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Writes values on grids; a decision for every weight of the model, in its order."""
+        self.requires(model)
+        weights = model.weights()
+        decisions = tuple(
+            self._refusal(weight) or self._quantize(weight)
+            for weight in context.progress.track(weights, self.name, len(weights))
+        )
+        return PassResult(any(decision.taken for decision in decisions), decisions)
+
+    def _overrides(self) -> Iterator[tuple[str, int]]:
+        for override in self.overrides:
+            pattern, _, bits = override.rpartition("=")
+            yield pattern, int(bits)
+
+    def _bits(self, weight: Weight) -> int:
+        """Bits of a weight; the first override that matches counts."""
+        for pattern, bits in self._overrides():
+            if matching_pattern([pattern], weight):
+                return bits
+        return self.bits
+
+    def _layout(self, weight: Weight) -> BlockLayout:
+        axis = None if self.per == "tensor" else weight.channel_axis
+        if self.per == "block" and axis is None:
+            axis = 0
+        block = self.block_size if self.per == "block" else None
+        if not weight.shape:
+            axis = None
+        return block_layout(weight.shape, axis, block)
+
+    def _format(self, weight: Weight) -> WeightFormat:
+        short = self.per == "block"
+        significant = _BLOCK_SCALE_BITS if short else _CHANNEL_SCALE_BITS
+        return WeightFormat(self._bits(weight), self.scheme, significant)
+
+    def _refusal(self, weight: Weight) -> Decision | None:
+        """Why a weight is not quantized, or None."""
+        early = role_refusal(weight, _ROLES) or self.verdict(weight)
+        return early or self._bits_refusal(weight) or values_refusal(weight)
+
+    def _bits_refusal(self, weight: Weight) -> Decision | None:
+        bits, reason = self._bits(weight), ""
+        if not weight.size:
+            reason = "has no elements"
+        elif not bits:
+            reason = "left alone by overrides"
+        elif self._stored_bytes(weight) >= weight.size * weight.dtype.itemsize:
+            blocks = self._layout(weight).blocks
+            reason = f"{bits}-bit codes and {blocks} scales take no less than it does"
+        return Decision(where=weight.where, taken=False, reason=reason) if reason else None
+
+    def _stored_bytes(self, weight: Weight) -> int:
+        """About what codes, zero points and scales will take."""
+        bits, blocks = self._bits(weight), self._layout(weight).blocks
+        side = 8 if self.per == "block" else 16
+        if self.scheme == "asymmetric" and bits > 1:
+            side += bits
+        return (weight.size * bits + blocks * side + 7) // 8 + _DECODER_BYTES
+
+    def _quantize(self, weight: Weight) -> Decision:
+        """Quantizes one weight, unless it is on such a grid already."""
+        before, layout, kind = weight.values, self._layout(weight), self._format(weight)
+        figures: dict[str, int | float | str] = {"bits": kind.bits, "block": layout.block}
+        reason = ""
+        if on_grid(before, layout, kind):
+            reason = f"is on a grid of {kind.bits} bits already"
+        elif distinct_values(before, 1 << kind.bits) is not None:
+            reason = f"has no more than {1 << kind.bits} distinct values already"
+        if reason:
+            return Decision(where=weight.where, taken=False, reason=reason, figures=figures)
+        after = quantize_weight(before, layout, kind, search=self.scales)
+        weight.values = after
+        found = find_grid(after, layout)
+        figures |= {
+            "scales": 0 if found is None else int(np.unique(found.scale).size),
+            "sqnr_db": round(sqnr_db(before, after), 2),
+            "before_bytes": weight.size * weight.dtype.itemsize,
+            "after_bytes": self._stored_bytes(weight),
+        }
+        reason = self._what_was_done(layout, kind)
+        return Decision(where=weight.where, taken=True, reason=reason, figures=figures)
+
+    def _what_was_done(self, layout: BlockLayout, kind: WeightFormat) -> str:
+        done = f"{kind.bits}-bit codes, {kind.scheme}, "
+        if layout.axis is None:
+            done += "one scale"
+            if self.per != "tensor":
+                done += "; its uses agree on no channel axis"
+            return done
+        row = block_layout(layout.shape, layout.axis).block
+        if layout.block == row:
+            done += f"a scale for each channel along axis {layout.axis}"
+            if self.per == "block" and row > self.block_size:
+                done += f", as blocks of {self.block_size} or half, a quarter... do not divide them"
+            return done
+        done += f"a scale for {layout.block} elements along channels of axis {layout.axis}"
+        if layout.block != self.block_size:
+            done += f", as {self.block_size} do not divide the {row} of a channel"
+        return done

@@ -1,0 +1,378 @@
+"""`round-weights`: weights on the grid of a later quantization, rounded for the layer's output.
+
+The weights stay floats. What rounds them is in `numerics.rounding`, what it needs to know of the
+layers' inputs in `calibration.hessians`.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+from threadpoolctl import threadpool_limits
+
+from onnxslim_passes.calibration.hessians import (
+    Gram,
+    Key,
+    Layout,
+    Patches,
+    Vectors,
+    collect_grams,
+    in_groups,
+)
+from onnxslim_passes.calibration.samples import Samples
+from onnxslim_passes.errors import SamplesError
+from onnxslim_passes.model import Constant, Model, Node, Use, Weight
+from onnxslim_passes.model.exporting import sorted_nodes
+from onnxslim_passes.numerics.rounding import (
+    Levels,
+    Rounded,
+    block_columns,
+    is_on_grid,
+    round_rows,
+)
+from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.selection import Selection, role_refusal, values_refusal
+
+__all__ = ["RoundWeights"]
+
+Array = npt.NDArray[Any]
+
+LIMIT_BYTES = 1 << 30
+"""Hessians and activations held at a time; more layers take a further run over the samples."""
+
+_DTYPES = frozenset((np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A weight and what it is multiplied with.
+
+    Attributes:
+        weight: the weight.
+        keys: its inputs, one for each use, all of one shape (G, K).
+        transposed: outputs are along the weight's last axis, not its first.
+        taps: elements of a convolution's window; 1 for a matrix.
+    """
+
+    weight: Weight
+    keys: tuple[Key, ...]
+    transposed: bool
+    taps: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(G, K)."""
+        return self.keys[0][1].shape
+
+    def rows(self) -> Array:
+        """The weight as (G, N, K): outputs of each group, inputs of each output."""
+        values = self.weight.values
+        groups, size = self.shape
+        return (values.T if self.transposed else values).reshape(groups, -1, size)
+
+    def from_rows(self, rows: Array) -> Array:
+        """Rows as they stand in the weight, in its dtype."""
+        shape = self.weight.shape
+        values = rows.astype(self.weight.dtype)
+        if self.transposed:
+            return np.ascontiguousarray(values.reshape(shape[::-1]).T)
+        return values.reshape(shape)
+
+
+@pass_options
+class RoundWeights(Selection, Pass):
+    """GPTQ and coordinate descent for the weights of MatMul, Gemm and Conv."""
+
+    name: ClassVar[str] = "round-weights"
+    # After all that changes values otherwise, before the pass that stores integers.
+    stage: ClassVar[Stage] = Stage.QUANTIZE
+    summary: ClassVar[str] = "weights rounded to a grid so that the layer's output changes least"
+    references: ClassVar[tuple[str, ...]] = (
+        "Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained "
+        "Transformers, ICLR 2023, arXiv:2210.17323",
+        "Chee et al., QuIP: 2-Bit Quantization of Large Language Models with Guarantees, "
+        "NeurIPS 2023, arXiv:2307.13304",
+        "Behdin et al., QuantEase: Optimization-based Quantization for Language Models, "
+        "arXiv:2309.01885",
+    )
+    needs_samples: ClassVar[bool] = True
+
+    bits: Annotated[int, Field(ge=2, le=8, description="bits of the later quantization")] = 8
+    symmetric: Annotated[
+        bool, Field(description="as many steps on both sides of 0; else a zero point")
+    ] = True
+    per: Annotated[
+        Literal["channel", "tensor", "block"],
+        Field(description="what has a grid of its own: output channel, tensor, or block of inputs"),
+    ] = "channel"
+    block_size: Annotated[int, Field(ge=2, description="inputs of a block, for per=block")] = 32
+    search_range: Annotated[
+        bool, Field(description="try narrower ranges, which clip the largest weights")
+    ] = True
+    damping: Annotated[
+        float, Field(gt=0, le=1, description="raises the Hessian's diagonal, by a part of its mean")
+    ] = 0.01
+    act_order: Annotated[
+        bool, Field(description="round the weights of the largest inputs first")
+    ] = True
+    sweeps: Annotated[
+        int, Field(ge=0, le=100, description="rounds of coordinate descent after the first pass")
+    ] = 1
+    sequential: Annotated[
+        bool,
+        Field(
+            description="inputs of a layer as the layers before leave them once rounded; a run "
+            "over the samples for each layer"
+        ),
+    ] = False
+    max_inputs: Annotated[
+        int, Field(ge=1, description="layers with more inputs an output are left alone")
+    ] = 4096
+
+    def preview(self, model: Model) -> tuple[Decision, ...]:
+        """The candidates; their inputs decide on them."""
+        return tuple(
+            found
+            if isinstance(found, Decision)
+            else Decision(where=found.weight.where, taken=True, reason="a candidate")
+            for found in self._survey(model)
+        )
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Writes rounded values; a decision for every weight of the model, in its order."""
+        self.check(model)
+        if context.samples is None:
+            raise SamplesError(
+                "round-weights needs calibration samples to know the inputs of layers; give "
+                "--calibration DATA. Rounding to nearest, which needs none, is what quantization "
+                "does by itself."
+            )
+        found = list(self._survey(model))
+        layers = _in_order(model, [each for each in found if isinstance(each, _Layer)])
+        decided: dict[str, Decision] = {}
+        # One thread: the last digits of a sum, and with them some roundings, depend on how many.
+        with threadpool_limits(limits=1):
+            for group in self._groups(model, layers, context.samples):
+                grams = collect_grams(
+                    model,
+                    [key for layer in group for key in layer.keys],
+                    context.samples,
+                    progress=context.progress,
+                )
+                for layer in context.progress.track(group, self.name, len(group)):
+                    decided[layer.weight.where] = self._round(layer, grams)
+        decisions = tuple(
+            each if isinstance(each, Decision) else decided[each.weight.where] for each in found
+        )
+        return PassResult(any(decision.taken for decision in decisions), decisions)
+
+    # ---- which layers
+
+    def _survey(self, model: Model) -> Iterator[_Layer | Decision]:
+        """A layer or a refusal for each weight."""
+        for weight in model.weights():
+            refusal = role_refusal(weight, {"weight"}) or self.verdict(weight)
+            if refusal is None and (reason := _objection(model, weight)):
+                refusal = Decision(where=weight.where, taken=False, reason=reason)
+            refusal = refusal or values_refusal(weight)
+            if refusal is not None:
+                yield refusal
+                continue
+            layer = _layer(weight)
+            yield self._own_refusal(layer) or layer if isinstance(layer, _Layer) else layer
+
+    def _own_refusal(self, layer: _Layer) -> Decision | None:
+        inputs = layer.shape[1]
+        if inputs > self.max_inputs:
+            reason = f"{inputs} inputs make too large a Hessian; max_inputs is {self.max_inputs}"
+        elif is_on_grid(layer.rows(), self._levels(layer)):
+            reason = f"its values lie on a grid of {self.bits} bits already"
+        else:
+            return None
+        return Decision(where=layer.weight.where, taken=False, reason=reason)
+
+    def _groups(
+        self, model: Model, layers: list[_Layer], samples: Samples
+    ) -> Iterable[list[_Layer]]:
+        """Layers whose inputs are collected in one run."""
+        if not layers:
+            return []
+        if not self.sequential:
+            items = dict(enumerate(layer.keys for layer in layers))
+            groups = in_groups(model, items, samples, LIMIT_BYTES)
+            return [[layers[index] for index in group] for group in groups]
+        together: list[list[_Layer]] = []
+        for layer in layers:
+            # Layers of one input, such as query, key and value, do not depend on each other.
+            if together and _tensors(together[-1][0]) == _tensors(layer):
+                together[-1].append(layer)
+            else:
+                together.append([layer])
+        return together
+
+    # ---- rounding
+
+    def _levels(self, layer: _Layer) -> Levels:
+        block_size = self.block_size if self.per == "block" else None
+        return Levels(
+            bits=self.bits,
+            symmetric=self.symmetric,
+            block_of=block_columns(layer.shape[1] // layer.taps, layer.taps, block_size),
+            tied=self.per == "tensor",
+        )
+
+    def _round(self, layer: _Layer, grams: Mapping[Key, Gram]) -> Decision:
+        """Rounds one weight."""
+        where = layer.weight.where
+        positions = sum(grams[key].positions for key in layer.keys)
+        # Each key once: a node that takes the weight twice on one input counts twice.
+        hessian = sum((grams[key].matrix for key in layer.keys[1:]), grams[layer.keys[0]].matrix)
+        if not np.isfinite(hessian).all():
+            reason = "its input holds NaN or infinity on the samples"
+            return Decision(where=where, taken=False, reason=reason)
+        if not positions:
+            return Decision(where=where, taken=False, reason="its input was empty on all samples")
+        rounded = round_rows(
+            layer.rows(),
+            hessian,
+            self._levels(layer),
+            search_range=self.search_range,
+            damping=self.damping,
+            act_order=self.act_order,
+            sweeps=self.sweeps,
+        )
+        values = layer.from_rows(rounded.values)
+        if not np.isfinite(values).all():
+            reason = f"its largest weights would exceed {layer.weight.dtype.name} on the grid"
+            return Decision(where=where, taken=False, reason=reason)
+        layer.weight.values = values
+        reason = self._what_was_done(seen=bool(hessian.any()))
+        figures = self._figures(rounded, positions)
+        return Decision(where=where, taken=True, reason=reason, figures=figures)
+
+    def _what_was_done(self, *, seen: bool) -> str:
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        unit = f"block of {self.block_size}" if self.per == "block" else self.per
+        grid = f"a {kind} grid of {self.bits} bits per {unit}"
+        if not seen:
+            return f"rounded to nearest on {grid}: its inputs were 0 on all samples"
+        return f"rounded to {grid} for the least error of the output"
+
+    def _figures(self, rounded: Rounded, positions: int) -> dict[str, int | float]:
+        energy = float(rounded.energy.sum())
+        return {
+            "bits": self.bits,
+            "sqnr_db": _decibels(energy, float(rounded.error.sum())),
+            "nearest_sqnr_db": _decibels(energy, float(rounded.nearest_error.sum())),
+            "positions": positions,
+        }
+
+
+def _decibels(energy: float, error: float) -> float:
+    """Of a layer's output; infinite where there is no error."""
+    if error <= 0:
+        return math.inf
+    return round(10 * (math.log10(energy) - math.log10(error)), 2) if energy > 0 else -math.inf
+
+
+# ---------------- layers
+
+
+def _in_order(model: Model, layers: list[_Layer]) -> list[_Layer]:
+    """Layers in the order in which they run."""
+    order = {node: number for number, node in enumerate(sorted_nodes(model.graph))}
+    return sorted(layers, key=lambda layer: min(order[node] for node in layer.weight.nodes))
+
+
+def _tensors(layer: _Layer) -> set[str]:
+    return {name for name, _ in layer.keys}
+
+
+def _objection(model: Model, weight: Weight) -> str:
+    """Why the inputs of a weight cannot be known, or why it must stay; "" for a candidate."""
+    if weight.dtype not in _DTYPES:
+        return f"it is {weight.dtype.name}, whose own steps are too wide for a grid"
+    for use in weight.uses:
+        reason = _use_objection(model, weight, use)
+        if reason:
+            return reason
+    return ""
+
+
+def _use_objection(model: Model, weight: Weight, use: Use) -> str:
+    node = use.node
+    if node.graph is not model.graph:
+        place = "a function" if node.graph.is_function else "the body of a control-flow node"
+        return f"{node.where} stands in {place}, where inputs are not collected"
+    if use.role != "weight":
+        return f"it also feeds {node.where} ({node.op}), as {use.role}"
+    if node.domain or node.op not in ("MatMul", "Gemm", "Conv"):
+        return f"taken by {node.op}; only MatMul, Gemm and Conv are rounded"
+    if not use.direct:
+        return f"another node stands between it and {node.where}; run fold-constants first"
+    if isinstance(node.inputs[1 - use.input_index], Constant):
+        return f"{node.where} takes constants only; run fold-constants first"
+    if node.op != "Conv" and len(weight.shape) != 2:
+        return f"it has shape {weight.shape}; of MatMul and Gemm only matrices are rounded"
+    return ""
+
+
+def _layer(weight: Weight) -> _Layer | Decision:
+    """The layer of a candidate, or a refusal if its uses differ in what they see."""
+    first = weight.uses[0]
+    layer = _Layer(
+        weight=weight,
+        keys=tuple(
+            (str(use.node.inputs[1 - use.input_index].name), _layout(use, weight.shape))
+            for use in weight.uses
+        ),
+        transposed=_outputs_last(first),
+        taps=math.prod(weight.shape[2:]) if first.node.op == "Conv" else 1,
+    )
+    for use, (_, layout) in zip(weight.uses, layer.keys, strict=True):
+        if layout.shape != layer.shape or _outputs_last(use) != layer.transposed:
+            reason = f"{first.node.where} and {use.node.where} take it along different axes"
+            return Decision(where=weight.where, taken=False, reason=reason)
+    return layer
+
+
+def _outputs_last(use: Use) -> bool:
+    """Whether outputs are along the last axis of the weight, not along its first."""
+    node, index = use.node, use.input_index
+    if node.op == "MatMul":
+        return index == 1
+    if node.op == "Gemm":
+        flipped = bool(node.attr("transB" if index else "transA", 0))
+        return flipped != bool(index)
+    return False
+
+
+def _layout(use: Use, shape: tuple[int, ...]) -> Layout:
+    """How a use sees its other input."""
+    node, index = use.node, use.input_index
+    if node.op == "Conv":
+        return _patches(node, shape)
+    size = shape[0] if _outputs_last(use) else shape[1]
+    if node.op == "MatMul":
+        return Vectors(size, -1 if index == 1 else -2)
+    flipped = bool(node.attr("transA" if index else "transB", 0))
+    return Vectors(size, -1 if flipped != bool(index) else -2)
+
+
+def _patches(node: Node, shape: tuple[int, ...]) -> Patches:
+    rank = len(shape) - 2
+    group = int(node.attr("group", 1))
+    ones = [1] * rank
+    return Patches(
+        channels=shape[1] * group,
+        group=group,
+        kernel=shape[2:],
+        strides=tuple(node.attr("strides") or ones),
+        dilations=tuple(node.attr("dilations") or ones),
+        pads=tuple(node.attr("pads") or [0] * 2 * rank),
+        auto_pad=str(node.attr("auto_pad", "NOTSET") or "NOTSET"),
+    )
