@@ -2,9 +2,9 @@
 
     python benchmarks/calibration_memory.py [NAME...] [--folder ../shared/models] [--samples 16 256]
 
-Every run is a process of its own. All tensors that quantize-static would measure are measured; the
-samples are the model's calibration feeds, again and again. Without the folder of real models, a
-small convolution network with random weights stands in.
+Every run is a process of its own. All float tensors of the main graph are measured; the samples are
+the model's calibration feeds, the largest first, again and again. Without the folder of real
+models, a small convolution network with random weights stands in.
 """
 
 import argparse
@@ -54,7 +54,8 @@ def opened(name: str, folder: Path) -> tuple[Model, list[Feed]]:
     if name == STAND_IN:
         return stand_in()
     case = next(case for case in cases(folder) if case.name == name)
-    return load(case.path), case.feeds
+    # Memory grows with the size of a feed: both counts must see the largest.
+    return load(case.path), sorted(case.feeds, key=lambda feed: -sum(a.size for a in feed.values()))
 
 
 def measure(name: str, observer: str, count: int, folder: Path) -> str:
