@@ -32,6 +32,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
 }
+# Below this a weight is mostly lost, to numbers that are too small for the type.
+_LEAST_DB = 3.0
+
 _MATRICES: frozenset[Role] = frozenset({"weight", "recurrent", "embedding"})
 
 
@@ -70,6 +73,11 @@ class ConvertFloat(Selection, Pass):
                 f"weights_only=false works with float16 only: ONNX Runtime's CPU provider has no "
                 f"kernels for {self.type}, so no result could be verified; {self.type} weights "
                 "(weights_only=true) are fine"
+            )
+        if not self.weights_only and (self.include or self.exclude or self.op_types):
+            raise ValueError(
+                "include, exclude and op_types choose weights; with weights_only=false name the "
+                "nodes and operators to leave in float32 in `keep`"
             )
         return self
 
@@ -120,7 +128,7 @@ class ConvertFloat(Selection, Pass):
         after = np.clip(before, -largest, largest).astype(dtype).astype(before.dtype)
         if not reason and np.array_equal(after, before):
             reason = f"every value is a {dtype} already"
-        elif not reason and sqnr_db(before, after) < 0:
+        elif not reason and sqnr_db(before, after) < _LEAST_DB:
             reason = f"its values are too small for {dtype}"
         if reason:
             return Decision(where=weight.where, taken=False, reason=reason)

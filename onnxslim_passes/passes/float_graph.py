@@ -30,6 +30,8 @@ _FIXED = frozenset(
     ]
 )
 
+_SHORT_FLOATS = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
 _Tensor = Variable | Constant
 
 
@@ -73,27 +75,30 @@ class GraphConverter:
     def run(self) -> PassResult:
         """Converts all nodes that can be."""
         decisions, taken = [], []
-        for node in list(self._graph.nodes):
-            if not any(self._is_float(tensor) for tensor in (*node.inputs, *node.outputs)):
+        for node in self._model.nodes():
+            reason = self._place_objection(node)
+            if not reason and not self._has_float(node):
                 continue
-            reason = self._refusal(node)
+            reason = reason or self._refusal(node)
             if not reason:
                 taken.append(node)
-            decisions.append(
-                Decision(
-                    where=node.where,
-                    taken=not reason,
-                    reason=reason or f"computes in {self._dtype}",
-                )
-            )
-        for graph in self._model.graphs():
-            if graph is not self._graph and graph.nodes:
-                reason = "bodies and functions stay in float32"
-                decisions.append(Decision(where=graph.path, taken=False, reason=reason))
+            done = reason or f"computes in {self._dtype}"
+            decisions.append(Decision(where=node.where, taken=not reason, reason=done))
         if taken:
             self._convert(taken)
             self._model.remove_unused()
         return PassResult(bool(taken), tuple(decisions))
+
+    def _place_objection(self, node: Node) -> str:
+        if node.graph is not self._graph:
+            return "bodies and functions stay as they are"
+        short = next((t for t in node.inputs if t.dtype in _SHORT_FLOATS), None)
+        if short is not None and not self._has_float(node):
+            return f"computes in {short.dtype} already"
+        return ""
+
+    def _has_float(self, node: Node) -> bool:
+        return any(self._is_float(tensor) for tensor in (*node.inputs, *node.outputs))
 
     def _is_float(self, tensor: _Tensor) -> bool:
         known = self._types.of(tensor)
@@ -107,7 +112,7 @@ class GraphConverter:
         if node.domain:
             return f"operators of {node.domain} are left as they are"
         if any(True for _ in node.bodies()):
-            return "has bodies, which stay in float32"
+            return "has bodies, which stay as they are"
         if node.op in _FIXED:
             return f"{node.op} says its own types"
         tensors = [t for t in (*node.inputs, *node.outputs) if not t.is_empty()]
