@@ -80,7 +80,9 @@ class Bench:
         path = self.out / "models" / f"{case.name}.prepared.onnx"
         if not path.is_file():
             worker: list[str | Path] = [self.peers, "-m", "peers.prepare_worker", case.path, path]
-            cost = self._run(worker, f"{case.name}.prepare")
+            cost = self._run([*worker, "symbolic"], f"{case.name}.prepare")
+            if cost.failure:  # as its message advises
+                cost = self._run([*worker, "plain"], f"{case.name}.prepare")
             if cost.failure:
                 raise RuntimeError(f"{case.name} cannot be prepared: {cost.failure}")
         return path

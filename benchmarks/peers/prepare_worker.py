@@ -1,6 +1,6 @@
 """Worker: opset 17 at least, then onnxruntime's `quant_pre_process`.
 
-python -m peers.prepare_worker MODEL OUT
+python -m peers.prepare_worker MODEL OUT symbolic|plain
 """
 
 import sys
@@ -14,8 +14,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 OPSET = 17  # the opset that the peers' documents recommend at least
 
 
-def prepare(source: Path, target: Path) -> None:
-    """Writes the model as the peers' documents ask for it."""
+def prepare(source: Path, target: Path, *, symbolic: bool) -> None:
+    """Writes the model as the peers' documents ask for it.
+
+    `symbolic` asks for symbolic shape inference too, which fails on some models.
+    """
     model = onnx.load(source)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < OPSET:
@@ -23,11 +26,8 @@ def prepare(source: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "converted.onnx"
         onnx.save(model, converted)
-        try:
-            quant_pre_process(str(converted), str(target))
-        except AssertionError:  # its symbolic shape inference does not know optional types
-            quant_pre_process(str(converted), str(target), skip_symbolic_shape=True)
+        quant_pre_process(str(converted), str(target), skip_symbolic_shape=not symbolic)
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]), Path(sys.argv[2]))
+    prepare(Path(sys.argv[1]), Path(sys.argv[2]), symbolic=sys.argv[3] == "symbolic")
