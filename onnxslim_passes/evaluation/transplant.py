@@ -76,8 +76,8 @@ class Layer:
         nodes: the reference's nodes with weights in it, or the one that makes `tensor`.
         weights: names of the constants that these nodes take.
         weighted: whether `nodes` have weights.
-        tensor: what it makes, by its name in the reference.
-        twin: the same by its name in the candidate.
+        pairs: what it makes, by the names in the reference and in the candidate; one tensor but
+            for nodes such as LSTM.
         changed: False if both models compute it alike, node by node and bit by bit.
     """
 
@@ -86,9 +86,18 @@ class Layer:
     nodes: tuple[str, ...]
     weights: tuple[str, ...]
     weighted: bool
-    tensor: str
-    twin: str
+    pairs: tuple[tuple[str, str], ...]
     changed: bool
+
+    @property
+    def tensor(self) -> str:
+        """The first that it makes, by its name in the reference."""
+        return self.pairs[0][0]
+
+    @property
+    def twin(self) -> str:
+        """The same by its name in the candidate."""
+        return self.pairs[0][1]
 
 
 class Twins:
@@ -118,7 +127,10 @@ class Twins:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """In the order of the reference."""
-        return tuple(self._layer(name) for name in self._a.made if name in self._twins)
+        made: dict[int, list[str]] = {}
+        for name in self._twins:
+            made.setdefault(self._a.maker[name], []).append(name)
+        return tuple(self._layer(tensors) for _, tensors in sorted(made.items()))
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -166,7 +178,8 @@ class Twins:
             found.append(self._a.node(tensor).input[0])
         return [name for name in found if name in self._a.maker and name not in self._twins]
 
-    def _layer(self, tensor: str) -> Layer:
+    def _layer(self, tensors: Sequence[str]) -> Layer:
+        tensor = tensors[0]
         inside = self._a.between(tensor, self._twins)
         # Nodes as they are called in the file, which conversion to another opset may have lost.
         known = [self._labels[name] for name in inside if name in self._labels]
@@ -181,9 +194,8 @@ class Twins:
             nodes=tuple(node.where for node in nodes),
             weights=tuple(dict.fromkeys(w for node in nodes for w in _constants_of(node))),
             weighted=bool(weighted),
-            tensor=tensor,
-            twin=self._twins[tensor],
-            changed=not self._same(tensor),
+            pairs=tuple((name, self._twins[name]) for name in tensors),
+            changed=not all(self._same(name) for name in tensors),
         )
 
     def _same(self, tensor: str) -> bool:
@@ -258,11 +270,11 @@ class Twins:
         if base == "reference":
             ours, theirs = self._a, self._b
             twins = {twin: name for name, twin in self._twins.items()}
-            moved = {layer.tensor: layer.twin for layer in layers}
+            moved = {name: twin for layer in layers for name, twin in layer.pairs}
         else:
             ours, theirs = self._b, self._a
             twins = self._twins
-            moved = {layer.twin: layer.tensor for layer in layers}
+            moved = {twin: name for layer in layers for name, twin in layer.pairs}
         built = _Builder(ours, theirs)
         built.add(ours, ours.outputs, prefix="", replaced=moved)
         built.add(theirs, moved.values(), prefix=_LOCAL, boundary=built.boundary(twins))

@@ -254,3 +254,21 @@ def test_models_with_nothing_in_common(model):
     other = load(built(BRANCH))
     with pytest.raises(UnsupportedModelError, match="no tensors of the same name"):
         Twins(model, other)
+
+
+RECURRENT = """
+<ir_version: 9, opset_import: ["" : 17]>
+net (float[steps, batch, 5] x) => (float[steps, 1, batch, 6] y, float[1, batch, 6] state)
+<float[1, 24, 5] w, float[1, 24, 6] r>
+{
+    [cell] y, state = LSTM <hidden_size = 6> (x, w, r)
+}
+"""
+
+
+def test_a_node_with_several_outputs_is_one_layer():
+    model = load(built(RECURRENT))
+    x = np.random.default_rng(0).standard_normal((7, 2, 5), np.float32)
+    errors = compare_layers(model, coarse(model, "r"), lambda: [{"x": x}])
+    assert [layer.name for layer in errors.ranked()] == ["cell"]
+    assert errors.mended.after_db > 100
