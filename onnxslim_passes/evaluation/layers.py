@@ -214,46 +214,41 @@ def _length(feed: Feed) -> int:
 
 # ---------------- tensors that only share a name
 
-# What a fit has to explain of a large difference before it is held to be meant: quantization that
-# bad scatters values, and shifts few channels at a time.
-_SUSPICIOUS_DB, _EXPLAINED_DB = 10.0, 10.0
+# A layer as bad as this is looked at, and held to be meant so if lines through its channels explain
+# what it makes as well, and explain this much of the error.
+_SUSPICIOUS_DB, _EXPLAINED_DB, _GAIN_DB = 10.0, 15.0, 10.0
 
-# Tensors looked at in one run of the models; their values are held together.
+# Layers looked at in one run of the models; their values are held together.
 _AT_ONCE = 8
 
 
 def _part_strangers(twins: Twins, feed: Feed) -> None:
-    """Parts matched tensors whose values are meant to differ.
+    """Parts tensors whose channels are scaled in the candidate, as equalization does on purpose.
 
-    A convolution that a BatchNormalization was merged into makes what that one made, under its own
-    name; one that a Relu was removed behind makes the Relu's result, unclamped; equalization scales
-    channels.
+    Where one is parted, what follows from it is measured anew, from the tensors before it.
     """
-    with open_session(twins.probing(twins.tensors), lean=True) as session:
-        sums = iter(session.run(feed).values())
-        known = {name: _db(next(sums), next(sums)) for name in twins.tensors}
-    suspicious = [name for name, sqnr_db in known.items() if sqnr_db < _SUSPICIOUS_DB]
-    asked = list(dict.fromkeys((*suspicious, *twins.doubtful)))
-    for start in range(0, len(asked), _AT_ONCE):
-        # Parting one changes the relatives of others, but never to a better fit.
-        relatives = {name: twins.relatives(name) for name in asked[start : start + _AT_ONCE]}
-        with open_session(twins.values(relatives), lean=True) as session:
-            values = iter(session.run(feed).values())
-            for name, others in relatives.items():
-                candidate, reference = next(values), next(values)
-                fits = [_similarity_db(next(values), candidate) for _ in others]
-                best = max(fits, default=-math.inf)
-                if best > max(known[name], _SUSPICIOUS_DB):
-                    twins.part(name, others[fits.index(best)])
-                elif name in suspicious and _is_rescaled(reference, candidate):
-                    twins.part(name)
-
-
-def _similarity_db(reference: Array, candidate: Array) -> float:
-    if reference.shape != candidate.shape:
-        return -math.inf
-    error = np.sum((reference - candidate) ** 2, dtype=np.float64)
-    return _db(float(np.sum(reference**2, dtype=np.float64)), float(error))
+    settled: set[str] = set()
+    while True:
+        changed = [layer for layer in twins.layers if layer.changed]
+        if not changed:
+            return
+        with open_session(twins.probing(changed), lean=True) as session:
+            sums = iter(session.run(feed).values())
+            bad = [layer for layer in changed if _db(next(sums), next(sums)) < _SUSPICIOUS_DB]
+        open_ones = {layer.tensor for layer in bad} - settled
+        # Only what does not follow from an open one can be judged.
+        now = [x for x in bad if x.tensor in open_ones and not twins.before(x) & open_ones]
+        if not now:
+            return
+        for start in range(0, len(now), _AT_ONCE):
+            few = now[start : start + _AT_ONCE]
+            with open_session(twins.values(few), lean=True) as session:
+                values = iter(session.run(feed).values())
+            for layer in few:
+                if _is_rescaled(next(values), next(values)):
+                    twins.part(layer.tensor)
+                else:
+                    settled.add(layer.tensor)
 
 
 def _is_rescaled(reference: Array, candidate: Array) -> bool:
@@ -261,9 +256,10 @@ def _is_rescaled(reference: Array, candidate: Array) -> bool:
     if reference.shape != candidate.shape:
         return True
     error = float(np.sum((reference - candidate) ** 2, dtype=np.float64))
+    signal = float(np.sum(candidate**2, dtype=np.float64))
     axes = {1, reference.ndim - 1} if reference.ndim > 1 else {0}
     left = min(_unexplained(reference, candidate, axis) for axis in axes)
-    return left * 10 ** (_EXPLAINED_DB / 10) < error
+    return _db(error, left) >= _GAIN_DB and _db(signal, left) >= _EXPLAINED_DB
 
 
 def _unexplained(reference: Array, candidate: Array, axis: int) -> float:

@@ -132,51 +132,16 @@ class Twins:
             made.setdefault(self._a.maker[name], []).append(name)
         return tuple(self._layer(tensors) for _, tensors in sorted(made.items()))
 
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """The matched tensors by their names in the reference, in order."""
-        return tuple(self._twins)
+    def part(self, tensor: str) -> None:
+        """Matches a tensor no longer: what has its name in the candidate is something else."""
+        del self._twins[tensor]
 
-    def part(self, tensor: str, better: str | None = None) -> None:
-        """Matches a tensor no longer: its name is the same in both, not what it stands for.
-
-        With `better`, its twin is matched with that tensor of the reference.
-        """
-        twin = self._twins.pop(tensor)
-        if better is not None and better not in self._twins:
-            self._twins[better] = twin
-            order = {name: number for number, name in enumerate(self._a.made)}
-            self._twins = dict(sorted(self._twins.items(), key=lambda pair: order[pair[0]]))
-
-    @property
-    def doubtful(self) -> tuple[str, ...]:
-        """Matched tensors that a Relu or Clip makes in the reference but not in the candidate.
-
-        Quantizers that let saturation do its work give the layer in front the name of its result.
-        """
-        return tuple(
-            name
-            for name, twin in self._twins.items()
-            if self._a.node(name).op_type in _CLAMPS and self._b.node(twin).op_type not in _CLAMPS
-        )
-
-    def relatives(self, tensor: str) -> list[str]:
-        """Tensors of the reference without twin that the twin of `tensor` may stand for.
-
-        What scales and shifts make of it: a normalization that the candidate merged into a layer
-        left the layer's name for its own result. And what a clamp makes it of.
-        """
-        found: list[str] = []
-        name = tensor
-        while (taker := self._a.only_taker(name)) is not None:
-            name = taker.output[0]
-            others = set(taker.input) - {"", *found, tensor}
-            if taker.op_type not in _AFFINE or not others <= self._a.fixed:
-                break
-            found.append(name)
-        if self._a.node(tensor).op_type in _CLAMPS:
-            found.append(self._a.node(tensor).input[0])
-        return [name for name in found if name in self._a.maker and name not in self._twins]
+    def before(self, layer: Layer) -> set[str]:
+        """The matched tensors that a layer of the candidate takes, by names in the reference."""
+        back = {twin: name for name, twin in self._twins.items()}
+        inside = self._b.between(layer.twin, back)
+        taken = {name for tensor in inside for name in self._b.uses[self._b.maker[tensor]]}
+        return {back[name] for name in taken - {layer.twin} if name in back}
 
     def _layer(self, tensors: Sequence[str]) -> Layer:
         tensor = tensors[0]
@@ -214,34 +179,33 @@ class Twins:
 
     # ---- models
 
-    def probing(self, tensors: Sequence[str]) -> onnx.ModelProto:
-        """A model that returns two float32 scalars a tensor, of both models by themselves.
+    def values(self, layers: Sequence[Layer]) -> onnx.ModelProto:
+        """A model that returns two float32 tensors a layer.
 
-        The sums of squares of the reference's and of the difference.
+        What the layer makes in the reference, and what the candidate's makes of the same inputs.
         """
-        built = _Builder(self._a, self._b)
-        built.add(self._a, tensors, prefix="")
-        built.add(self._b, [self._twins[name] for name in tensors], prefix=_CHAIN)
-        for name in tensors:
-            built.sum_of_squares(name, None)
-            built.sum_of_squares(name, built.named(self._b, self._twins[name], _CHAIN))
+        built = self._alone(layers)
+        for layer in layers:
+            built.value(layer.tensor)
+            built.value(built.named(self._b, layer.twin, _LOCAL))
         return built.model()
 
-    def values(self, tensors: Mapping[str, Sequence[str]]) -> onnx.ModelProto:
-        """A model that returns values as float32.
-
-        For each tensor: its twin in the candidate, itself, and the others of the reference that it
-        is mapped to.
-        """
-        built = _Builder(self._a, self._b)
-        wanted = [x for name, others in tensors.items() for x in (name, *others)]
-        built.add(self._a, wanted, prefix="")
-        built.add(self._b, [self._twins[name] for name in tensors], prefix=_CHAIN)
-        for tensor, others in tensors.items():
-            built.value(built.named(self._b, self._twins[tensor], _CHAIN))
-            for name in (tensor, *others):
-                built.value(name)
+    def probing(self, layers: Sequence[Layer]) -> onnx.ModelProto:
+        """As `values`, but the sums of squares of the first and of the difference."""
+        built = self._alone(layers)
+        for layer in layers:
+            built.sum_of_squares(layer.tensor, None)
+            built.sum_of_squares(layer.tensor, built.named(self._b, layer.twin, _LOCAL))
         return built.model()
+
+    def _alone(self, layers: Sequence[Layer]) -> "_Builder":
+        """The reference, and layers of the candidate that take its tensors."""
+        built = _Builder(self._a, self._b)
+        built.add(self._a, [layer.tensor for layer in layers], prefix="")
+        boundary = built.boundary({twin: name for name, twin in self._twins.items()})
+        changed = [layer.twin for layer in layers if layer.changed]
+        built.add(self._b, changed, prefix=_LOCAL, boundary=boundary)
+        return built
 
     def measuring(self, layers: Sequence[Layer]) -> onnx.ModelProto:
         """A model that returns sums of squares, float32 scalars, three a layer.
@@ -249,12 +213,8 @@ class Twins:
         Of the reference's tensor; of its difference from the candidate's layer alone (not there
         for layers that are not changed); of its difference from the whole candidate.
         """
-        built = _Builder(self._a, self._b)
-        built.add(self._a, [layer.tensor for layer in layers], prefix="")
-        changed = [layer for layer in layers if layer.changed]
-        boundary = built.boundary({twin: name for name, twin in self._twins.items()})
-        built.add(self._b, [x.twin for x in changed], prefix=_LOCAL, boundary=boundary)
-        built.add(self._b, [x.twin for x in layers], prefix=_CHAIN)
+        built = self._alone(layers)
+        built.add(self._b, [layer.twin for layer in layers], prefix=_CHAIN)
         for layer in layers:
             name = layer.tensor
             built.sum_of_squares(name, None)
@@ -321,15 +281,45 @@ def _constants_of(node: Node) -> list[str]:
 
 def _matched(a: "_Side", b: "_Side") -> dict[str, str]:
     """Float tensors that both make from their inputs: name in A -> name in B, in A's order."""
-    twins = {}
+    twins: dict[str, str] = {}
     for name in a.made:
+        if name not in b.maker:
+            continue
         twin = b.before_pair(name)
         if twin in a.maker or a.before_pair(name) != name:
             twin = name
-        moving = a.node(name).op_type in _MOVING and name not in a.outputs
-        if not moving and name not in a.fixed and twin not in b.fixed and _alike(a, b, name, twin):
-            twins[name] = twin
-    return twins
+        meant = _meant(a, b, name, twin)
+        moving = a.node(meant).op_type in _MOVING and meant not in a.outputs
+        fixed = meant in a.fixed or twin in b.fixed
+        if not moving and not fixed and _alike(a, b, meant, twin):
+            twins.setdefault(meant, twin)
+    order = {name: number for number, name in enumerate(a.made)}
+    return dict(sorted(twins.items(), key=lambda pair: order[pair[0]]))
+
+
+def _meant(a: "_Side", b: "_Side", name: str, twin: str) -> str:
+    """The tensor of A that the one called `name` in B is.
+
+    A convolution that a BatchNormalization was merged into makes what that one made, under its own
+    name. One that a Relu was removed behind, because saturation does its work, may have the
+    Relu's.
+    """
+    maker = a.node(name)
+    if maker.op_type in _CLAMPS and b.node(twin).op_type not in _CLAMPS:
+        before = maker.input[0]
+        same = before in a.maker and before not in b.maker
+        if same and a.node(before).op_type == b.node(twin).op_type:
+            return str(before)
+    taken = b.results_of(twin)
+    meant = name
+    while (taker := a.only_taker(meant)) is not None:
+        made = taker.output[0]
+        others = {entry for entry in taker.input if entry and entry != meant}
+        if made in b.maker or taker.op_type not in _AFFINE or not others <= a.fixed:
+            break
+        meant = made
+    ours = {output for node in a.takers.get(meant, ()) for output in node.output}
+    return meant if meant != name and (taken & ours or meant in a.outputs) else name
 
 
 def _alike(a: "_Side", b: "_Side", name: str, twin: str) -> bool:
@@ -400,6 +390,19 @@ class _Side:
         """The node that takes a tensor, if it is one."""
         takers = self.takers.get(tensor, ())
         return takers[0] if len(takers) == 1 else None
+
+    def results_of(self, tensor: str) -> set[str]:
+        """What the nodes that take a tensor make, with all that Q/DQ pairs make of either."""
+        found: set[str] = set()
+        pending = [(node, True) for node in self.takers.get(tensor, ())]
+        while pending:
+            node, before = pending.pop()
+            pair = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            if pair or before:
+                found.update(node.output)
+                takers = [taker for name in node.output for taker in self.takers.get(name, ())]
+                pending.extend((taker, pair and before) for taker in takers)
+        return found
 
     def elem_type(self, tensor: str) -> int:
         """The element type of a tensor; float32 where it is not known."""

@@ -14,7 +14,14 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from onnxslim_passes import ConvertFloat, Pipeline, QuantizeDynamic, QuantizeStatic, Samples
+from onnxslim_passes import (
+    ClusterWeights,
+    ConvertFloat,
+    Pipeline,
+    QuantizeDynamic,
+    QuantizeStatic,
+    Samples,
+)
 from onnxslim_passes.errors import SamplesError, UnsupportedModelError
 from onnxslim_passes.evaluation.fidelity import compare_outputs
 from onnxslim_passes.evaluation.layers import compare_layers
@@ -193,9 +200,26 @@ def test_a_merged_normalization_is_no_error():
     errors = compare_layers(model, candidate, feeds)
     assert [layer.nodes for layer in errors.ranked()] == [("two",)]
     assert errors.ranked()[0].local_db > 90
-    int8 = compressed(model, FuseBatchNorm(), QuantizeStatic(placement="everywhere"))
-    errors = compare_layers(model, int8, feeds)
-    assert all(layer.local_db > 25 for layer in errors.layers)
+    everywhere = QuantizeStatic(placement="everywhere")
+    for passes, least in (([], 25), ([ClusterWeights(bits=2)], 2)):
+        candidate = compressed(model, FuseBatchNorm(), *passes, everywhere)
+        errors = compare_layers(model, candidate, feeds)
+        assert of(errors, "two").tensor == "n2"
+        assert all(layer.local_db > least for layer in errors.layers)
+
+
+def test_channels_scaled_on_purpose_are_no_error(model):
+    """Equalization: what one layer multiplies, the next one divides."""
+    work = model.copy()
+    scale = np.geomspace(0.1, 10, 16, dtype=np.float32)
+    for constant in work.constants():
+        if constant.name == "w2":
+            constant.values = constant.values * scale[:, None, None, None]
+        if constant.name == "w3":
+            constant.values = constant.values / scale[:, None, None]
+    errors = compare_layers(model, work, feeds)
+    assert all(layer.local_db > 90 for layer in errors.layers)
+    assert [layer.nodes for layer in errors.ranked()] == [("two", "three")]
 
 
 BRANCH = """
