@@ -258,3 +258,21 @@ def test_overridable_weights_become_certain(model: Model) -> None:
     assert [i.name for i in result.model.to_proto().graph.input] == ["x"]
     (decision,) = result.report.preparations
     assert (decision.where, decision.taken) == ("w", True)
+
+
+class Shown:
+    """A progress that remembers its labels."""
+
+    def __init__(self):
+        self.labels = []
+
+    def track(self, items, label, total=None):
+        self.labels.append((label, total))
+        return items
+
+
+def test_verification_and_latency_show_progress(model):
+    shown = Shown()
+    Pipeline([Scale()]).run(model, progress=shown)
+    assert ("Verifying", 8) in shown.labels
+    assert "Measuring latency" in dict(shown.labels)

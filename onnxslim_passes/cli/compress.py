@@ -268,8 +268,8 @@ def _ranking(data: Data, samples: Samples | None) -> Samples | None:
 
 def _tried(restored: Restored) -> str:
     """What was done in vain, for the message of the guard."""
-    if not restored.candidates:
-        return "; no pass can leave a layer alone that would mend it"
+    if not restored.runs:
+        return "; with the layers that cost it in float nothing would be left of the compression"
     return (
         f", and leaving layers in float ({restored.runs} runs, {restored.candidates} layers) did "
         "not keep it"

@@ -215,8 +215,11 @@ def _length(feed: Feed) -> int:
 # ---------------- tensors that only share a name
 
 # A layer as bad as this is looked at, and held to be meant so if lines through its channels explain
-# what it makes as well, and explain this much of the error.
+# its signal as well as this, and its error.
 _SUSPICIOUS_DB, _EXPLAINED_DB, _GAIN_DB = 10.0, 15.0, 10.0
+
+# In a channel, before lines are drawn through it.
+_FEWEST_VALUES = 16
 
 # Layers looked at in one run of the models; their values are held together.
 _AT_ONCE = 8
@@ -256,25 +259,26 @@ def _is_rescaled(reference: Array, candidate: Array) -> bool:
     if reference.shape != candidate.shape:
         return True
     error = float(np.sum((reference - candidate) ** 2, dtype=np.float64))
-    signal = float(np.sum(candidate**2, dtype=np.float64))
     axes = {1, reference.ndim - 1} if reference.ndim > 1 else {0}
-    left = min(_unexplained(reference, candidate, axis) for axis in axes)
-    return _db(error, left) >= _GAIN_DB and _db(signal, left) >= _EXPLAINED_DB
+    return any(_is_explained(reference, candidate, axis, error) for axis in axes)
 
 
-def _unexplained(reference: Array, candidate: Array, axis: int) -> float:
-    """The squared error that the best line through each channel leaves."""
+def _is_explained(reference: Array, candidate: Array, axis: int, error: float) -> bool:
+    """Whether the best line through each channel leaves little of the error, and of the signal."""
     shape = (reference.shape[axis], -1)
     x = np.moveaxis(reference, axis, 0).reshape(shape).astype(np.float64)
     y = np.moveaxis(candidate, axis, 0).reshape(shape).astype(np.float64)
     # With few values a channel, any two are on a line.
-    if x.shape[1] < 16:
-        return math.inf
+    if x.shape[1] < _FEWEST_VALUES:
+        return False
     x = x - x.mean(axis=1, keepdims=True)
     y = y - y.mean(axis=1, keepdims=True)
     xx, xy, yy = (x * x).sum(axis=1), (x * y).sum(axis=1), (y * y).sum(axis=1)
-    explained = np.divide(xy * xy, xx, out=np.zeros_like(xx), where=xx > 0)
-    return float(np.sum(np.maximum(yy - explained, 0.0)))
+    fit = np.divide(xy * xy, xx * yy, out=np.zeros_like(xx), where=xx * yy > 0)
+    left = float(np.sum(yy * (1 - fit).clip(0)))
+    # Of the reference's signal: a channel that the candidate lost is on a line, too.
+    lost = float(np.sum(xx * (1 - fit).clip(0)))
+    return _db(error, left) >= _GAIN_DB and _db(float(xx.sum()), lost) >= _EXPLAINED_DB
 
 
 # ---------------- sums

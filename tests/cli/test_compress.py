@@ -175,6 +175,7 @@ def test_a_drop_beyond_the_limit_leaves_the_old_file(run, model, samples, tmp_pa
     )
     assert result.code == 4
     assert "--max-drop allows 0.001" in result.err
+    assert "leaving layers in float" in result.err
     assert out.read_bytes() == b"old"
 
 

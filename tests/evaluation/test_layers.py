@@ -208,6 +208,16 @@ def test_a_merged_normalization_is_no_error():
         assert all(layer.local_db > least for layer in errors.layers)
 
 
+def test_a_layer_that_makes_constants_is_an_error(model):
+    work = model.copy()
+    for constant in work.constants():
+        if constant.name == "w2":
+            constant.values = np.zeros_like(constant.values)
+    errors = compare_layers(model, work, feeds)
+    assert [layer.nodes for layer in errors.ranked()] == [("two",)]
+    assert of(errors, "two").local_db == pytest.approx(0)
+
+
 def test_channels_scaled_on_purpose_are_no_error(model):
     """Equalization: what one layer multiplies, the next one divides."""
     work = model.copy()
