@@ -31,7 +31,7 @@ class ObserverOptions:
         levels: Of "entropy" and "mse": how many codes the range will be quantized to, 2 or more.
     """
 
-    percentile: float = 99.99
+    percentile: float = 99.999
     momentum: float = 0.9
     levels: int = 256
 
