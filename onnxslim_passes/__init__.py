@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.quantize_static import QuantizeStatic
     from onnxslim_passes.passes.quantize_weights import QuantizeWeights
     from onnxslim_passes.passes.round_weights import RoundWeights
+    from onnxslim_passes.passes.smooth_activations import SmoothActivations
     from onnxslim_passes.passes.store_weights import StoreWeights
     from onnxslim_passes.pipeline import Pipeline, Result
     from onnxslim_passes.recipe import Recipe
@@ -66,6 +67,7 @@ __all__ = [
     "Result",
     "RoundWeights",
     "Samples",
+    "SmoothActivations",
     "Stage",
     "StoreWeights",
     "load",

@@ -12,6 +12,7 @@ from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
 from onnxslim_passes.passes.quantize_weights import QuantizeWeights
 from onnxslim_passes.passes.round_weights import RoundWeights
+from onnxslim_passes.passes.smooth_activations import SmoothActivations
 from onnxslim_passes.passes.store_weights import StoreWeights
 
 PASSES: dict[str, type[Pass]] = {
@@ -21,6 +22,7 @@ PASSES: dict[str, type[Pass]] = {
         FuseBatchNorm,
         DedupeWeights,
         PruneMagnitude,
+        SmoothActivations,
         ClusterWeights,
         RoundWeights,
         QuantizeStatic,

@@ -29,6 +29,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"bits": 2},
     ],
     "convert-float": [{"weights_only": False}, {"type": "float8_e4m3fn"}, {"type": "bfloat16"}],
+    "smooth-activations": [
+        {"min_gain_db": 0.01, "insert_below_db": 200.0},
+        {"alpha": 0.5, "min_gain_db": 0.01},
+    ],
     "store-weights": [{"encodings": ["sparse"]}, {"min_elements": 2}],
 }
 

@@ -1,0 +1,305 @@
+"""`smooth-activations`: outlier channels of activations are evened out into the weights behind.
+
+    Y = (X diag(s)^-1) (diag(s) W),    s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)
+
+Xiao et al., section 4, with their letters. The division goes into what makes X, where that can
+hold it: the scale and shift of a normalization, a linear layer; else it is one Mul, where that
+pays. One alpha suits no model: by default each X has the alpha with the best estimate of
+
+    sum_j E[X_j^2] |W_j|^2  /  (step_X^2 / 12 |W|^2 + sum_j E[X_j^2] sum_n step_n^2 / 12),
+
+the power of Y to that of its rounding errors, X in one scale and W in one a column. Different
+alphas lie on one curve of pairs (X, W), so that a second run finds nothing left to do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from onnxslim_passes.calibration import ChannelStatistics, collect_statistics
+from onnxslim_passes.errors import SamplesError
+from onnxslim_passes.model import Constant, Model, Node, Types, Variable, Weight
+from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.channel_scales import (
+    Sources,
+    divide,
+    input_axis,
+    input_channel_peaks,
+    multiply_inputs,
+    sources,
+)
+from onnxslim_passes.passes.selection import Selection
+
+Array = npt.NDArray[Any]
+
+_ALPHAS = tuple(round(0.05 * number, 2) for number in range(4, 20))
+_WIDEST = 2.0**12  # a factor beyond it would trouble float16 and helps nobody
+_CODES = 255.0
+_WEIGHT_CODES = 127.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """One activation with all products that take it as their data."""
+
+    tensor: Variable
+    nodes: tuple[Node, ...]
+
+    @property
+    def where(self) -> str:
+        """The first product, for messages."""
+        return self.nodes[0].where
+
+
+@dataclass(frozen=True)
+class _Smoothing:
+    """A choice of factors.
+
+    Attributes:
+        factors: s, float64 (C,), > 0, of geometric mean 1.
+        alpha: what they were made with.
+        before_db: estimated SQNR of the products without them.
+        after_db: the same with them.
+    """
+
+    factors: Array
+    alpha: float
+    before_db: float
+    after_db: float
+
+
+@pass_options
+class SmoothActivations(Selection, Pass):
+    """Moves the scale of outlier channels from activations into the weights behind."""
+
+    name: ClassVar[str] = "smooth-activations"
+    stage: ClassVar[Stage] = Stage.TRANSFORM
+    summary: ClassVar[str] = "evens out channels of activations before quantizing (SmoothQuant)"
+    references: ClassVar[tuple[str, ...]] = (
+        "Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large "
+        "Language Models, ICML 2023",
+    )
+    lossless: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = True
+
+    alpha: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the spread that weights take over; none: the best "
+            "of each activation by an estimate",
+        ),
+    ] = None
+    min_gain_db: Annotated[
+        float, Field(gt=0, description="least estimated gain of SQNR that is worth a change")
+    ] = 1.0
+    insert_below_db: Annotated[
+        float,
+        Field(
+            description="activations that no layer in front can scale get a Mul if their "
+            "products' estimated SQNR is lower; -inf: never"
+        ),
+    ] = 36.0
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        """Scales constants in place; see `docs/passes/smooth-activations.md`."""
+        self.check(model)
+        groups, decisions = self._groups(model)
+        if groups and context.samples is None:
+            raise SamplesError(
+                "smooth-activations needs calibration samples to find outlier channels; give "
+                "--calibration DATA."
+            )
+        known: dict[str, ChannelStatistics] = {}
+        if groups and context.samples is not None:
+            tensors = [group.tensor for group in groups]
+            known = collect_statistics(
+                model,
+                tensors,
+                context.samples,
+                axis=-1,
+                progress=context.progress,
+                strict=False,
+            )
+        for group in groups:
+            decided = self._smooth(model, group, known.get(str(group.tensor.name)))
+            decisions.extend(replace(decided, where=node.where) for node in group.nodes)
+        changed = any(decision.taken for decision in decisions)
+        return PassResult(changed=changed, decisions=tuple(decisions))
+
+    # ---- candidates
+
+    def _groups(self, model: Model) -> tuple[list[_Group], list[Decision]]:
+        """Products by activation, and why others are passed over."""
+        types = model.types()
+        weights = {weight.constant: weight for weight in model.weights()}
+        takers: dict[Variable, list[Node]] = {}
+        decisions = []
+        for weight in weights.values():
+            reason = self._refusal(model, weight, types)
+            if reason is not None:
+                if weight.role in ("weight", "recurrent"):
+                    decisions.append(Decision(where=weight.where, taken=False, reason=reason))
+                continue
+            for node in weight.nodes:
+                takers.setdefault(node.inputs[0], []).append(node)
+        groups = [_Group(tensor, tuple(nodes)) for tensor, nodes in takers.items()]
+        # From the back: a product's weight is also what the activations behind it are made by, and
+        # its largest rows are known once those have taken their part.
+        order = {node: number for number, node in enumerate(model.graph.nodes)}
+        groups.sort(key=lambda group: order[group.nodes[0]], reverse=True)
+        return groups, decisions
+
+    def _refusal(self, model: Model, weight: Weight, types: Types) -> str | None:
+        verdict = self.verdict(weight)
+        if verdict is not None:
+            return verdict.reason
+        for use in weight.uses:
+            node = use.node
+            if node.op not in ("MatMul", "Gemm") or use.input_index != 1 or not use.direct:
+                return f"it is taken by {node.op} {node.where}; MatMul and Gemm are smoothed"
+            if node.graph is not model.graph:
+                return "it is used in a body or function, where activations are not calibrated"
+            if not isinstance(node.inputs[0], Variable):
+                return f"both operands of {node.where} are constant"
+            if node.op == "Gemm" and node.attr("transA", 0):
+                return f"the data of {node.where} is transposed"
+            data = types.of(node.inputs[0])
+            if data is None or data.rank is None:
+                return f"the number of axes of {node.inputs[0].name!r} is not known"
+        constant = weight.constant
+        if len(constant.shape) != 2 or constant.size == 0 or constant.dtype != np.float32:
+            return (
+                f"it is {constant.dtype.name} of shape {constant.shape}; a float32 matrix is needed"
+            )
+        if constant.input_info is not None:
+            return "it is also an input of the model, which a caller may override"
+        if len({node.inputs[0] for node in weight.nodes}) > 1:
+            return "several activations meet it, which would need one scale"
+        return None if np.isfinite(constant.values).all() else "it holds NaN or infinity"
+
+    # ---- one activation
+
+    def _smooth(self, model: Model, group: _Group, known: ChannelStatistics | None) -> Decision:
+        if known is None or known.seen == 0:
+            reason = "its activation held NaN or infinity, or nothing, on the samples"
+            return Decision(where=group.where, taken=False, reason=reason)
+        best = self._best(group, known)
+        figures: dict[str, int | float | str] = {
+            "alpha": best.alpha,
+            "estimated_before_db": round(best.before_db, 2),
+            "estimated_after_db": round(best.after_db, 2),
+        }
+        objection = self._pass_over(model, group, best)
+        if objection is not None:
+            return Decision(where=group.where, taken=False, reason=objection, figures=figures)
+        told = _move(model, group, best.factors)
+        return Decision(where=group.where, taken=True, reason=told, figures=figures)
+
+    def _best(self, group: _Group, known: ChannelStatistics) -> _Smoothing:
+        matrices = [_matrix(node) for node in group.nodes]
+        peaks = np.max([input_channel_peaks(node) for node in group.nodes], axis=0)
+        before = _estimate(known, matrices, np.ones(len(peaks)))
+        choices = []
+        for alpha in _ALPHAS if self.alpha is None else (self.alpha,):
+            factors = _factors(known.absmax, peaks, alpha)
+            after = _estimate(known, matrices, factors)
+            choices.append(_Smoothing(factors, alpha, before, after))
+        return max(choices, key=lambda choice: choice.after_db)
+
+    def _pass_over(self, model: Model, group: _Group, best: _Smoothing) -> str | None:
+        """Why an activation stays as it is, or None."""
+        if not best.after_db - best.before_db >= self.min_gain_db:
+            return f"its channels are even: less than min_gain_db={self.min_gain_db} to gain"
+        found = _absorbers(model, group)
+        if isinstance(found, str) and best.before_db >= self.insert_below_db:
+            return (
+                f"{found}, and {best.before_db:.0f} dB need no Mul of its own "
+                f"(insert_below_db={self.insert_below_db})"
+            )
+        return None
+
+
+def _matrix(node: Node) -> Array:
+    """A product's weight as float64 (inputs, outputs)."""
+    values = node.inputs[1].values.astype(np.float64)
+    return np.asarray(values.T if input_axis(node) else values)
+
+
+def _factors(absmax: Array, peaks: Array, alpha: float) -> Array:
+    """S of section 4, scaled to a geometric mean of 1; 1 where a channel or its weights are 0."""
+    alive = (absmax > 0) & (peaks > 0)
+    logs = np.zeros(len(peaks))
+    logs[alive] = alpha * np.log(absmax[alive]) - (1 - alpha) * np.log(peaks[alive])
+    if alive.any():
+        logs[alive] -= logs[alive].mean()
+    return np.asarray(np.exp(np.clip(logs, -np.log(_WIDEST), np.log(_WIDEST))))
+
+
+def _estimate(known: ChannelStatistics, matrices: Sequence[Array], factors: Array) -> float:
+    """Estimated SQNR in dB of the products with 8-bit operands."""
+    low, high = (known.min / factors).min(), (known.max / factors).max()
+    step = (max(high, 0.0) - min(low, 0.0)) / _CODES
+    power = known.second_moment / factors**2
+    signal = noise = 0.0
+    for matrix in matrices:
+        scaled = matrix * factors[:, None]
+        energy = (scaled**2).sum(axis=1)
+        steps = np.abs(scaled).max(axis=0) / _WEIGHT_CODES
+        signal += float(power @ energy)
+        noise += float(step**2 * energy.sum() + power.sum() * (steps**2).sum()) / 12
+    return 10 * float(np.log10(signal / noise)) if signal > 0 and noise > 0 else float("inf")
+
+
+# ---------------- edits
+
+
+def _absorbers(model: Model, group: _Group) -> Sources | str:
+    """What can hold the division of an activation, or why a Mul is needed."""
+    others = [node for node in dict.fromkeys(group.tensor.outputs) if node not in group.nodes]
+    if others:
+        return f"{others[0].where} takes the activation as it is"
+    if group.tensor in model.graph.outputs:
+        return "the activation is an output of the model"
+    if any(node.inputs.count(group.tensor) > 1 for node in group.nodes):
+        return "a product takes the activation twice"
+    return sources(model, group.tensor, channels=len(_matrix(group.nodes[0])), last=True)
+
+
+def _move(model: Model, group: _Group, factors: Array) -> str:
+    """Divides the activation and multiplies the weights; returns what was done."""
+    found = _absorbers(model, group)
+    if isinstance(found, Sources):
+        for place in found.places:
+            divide(model, place, factors)
+        told = f"its outlier channels moved from {found.maker.op} {found.maker.where} into weights"
+    else:
+        _insert(model, group, factors)
+        told = f"its outlier channels moved into weights by a Mul, because {found}"
+    for constant in dict.fromkeys(node.inputs[1] for node in group.nodes):
+        _multiply_shared(model, constant, group.nodes, factors)
+    return told
+
+
+def _insert(model: Model, group: _Group, factors: Array) -> None:
+    graph, hint = model.graph, group.tensor.name
+    held = graph.add_constant(f"{hint}_smoothing", (1 / factors).astype(np.float32))
+    made = graph.add_node("Mul", [group.tensor, held], outputs=[f"{hint}_smoothed"])
+    for node in group.nodes:
+        node.inputs[0] = made.outputs[0]
+
+
+def _multiply_shared(
+    model: Model, constant: Constant, nodes: Sequence[Node], factors: Array
+) -> None:
+    """Scales a weight once for all products of the group that share it."""
+    users = [node for node in nodes if node.inputs[1] is constant]
+    multiply_inputs(model, users[0], factors)
+    for node in users[1:]:
+        node.inputs[1] = users[0].inputs[1]
+    model.remove_unused()
