@@ -31,6 +31,15 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim_passes.numerics.arrays import FloatArray
+from onnxslim_passes.numerics.weight_formats import (
+    BLOCK_SCALE_BITS,
+    BlockLayout,
+    ScaleSearch,
+    Scheme,
+    WeightFormat,
+    on_grid,
+    quantize_blocks,
+)
 
 Wide = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -54,12 +63,16 @@ class Levels:
         symmetric: steps from -(2^(bits-1) - 1) to 2^(bits-1) - 1; else 2^bits steps, 0 among them.
         block_of: shape (K,): the number of the block that a column belongs to, from 0 without gaps.
         tied: all rows share their grids (per tensor).
+        short_scales: grids are those of `numerics.weight_formats` for blocks, which scales of few
+            bits serve, and which are found without their ends; blocks are consecutive columns of
+            equal number.
     """
 
     bits: int
     symmetric: bool
     block_of: npt.NDArray[np.intp]
     tied: bool = False
+    short_scales: bool = False
 
     @property
     def top(self) -> int:
@@ -99,17 +112,9 @@ class Rounded:
     energy: Wide
 
 
-def block_columns(inputs: int, taps: int, block_size: int | None) -> npt.NDArray[np.intp]:
-    """`Levels.block_of` for columns (inputs, taps): blocks of inputs, each tap by itself.
-
-    As ONNX has it: a convolution's weight (N, C, kh, kw) in blocks along C has scales
-    (N, ceil(C / block_size), kh, kw). None is one block for the row.
-    """
-    if block_size is None:
-        return np.zeros(inputs * taps, np.intp)
-    block, tap = np.divmod(np.arange(inputs * taps), taps)
-    numbers: npt.NDArray[np.intp] = (block // block_size * taps + tap).astype(np.intp)
-    return numbers
+def block_columns(columns: int, block: int | None) -> npt.NDArray[np.intp]:
+    """`Levels.block_of` for blocks of so many columns, the last one shorter; None: one block."""
+    return np.arange(columns) // (columns if block is None else block)
 
 
 def full_grids(rows: FloatArray, levels: Levels, *, clip: float | Wide = 1.0) -> RowGrids:
@@ -117,6 +122,8 @@ def full_grids(rows: FloatArray, levels: Levels, *, clip: float | Wide = 1.0) ->
 
     `clip` is in (0, 1], of a shape that goes with (G, N, B).
     """
+    if levels.short_scales:
+        return _short_grids(rows, levels, None)
     low, high = _extremes(rows, levels)
     # The end of the range is an element's value to be, and so a number of the weights' dtype.
     low = np.minimum((low * clip).astype(rows.dtype), 0).astype(np.float64)
@@ -134,7 +141,7 @@ def nearest(rows: FloatArray, grids: RowGrids, levels: Levels) -> Wide:
     """The nearest grid point of each weight, the ends of each block at the ends of its grid."""
     scale, low, high = _of_columns(grids, levels)
     steps = np.clip(np.rint(rows.astype(np.float64) / scale), low, high)
-    if not levels.symmetric:
+    if not levels.symmetric and not levels.short_scales:
         # Rounded apart, zero point and end can miss the last step by one.
         least, most = _at_ends(rows, levels)
         steps = np.where(least & (steps < 0), low, steps)
@@ -144,6 +151,9 @@ def nearest(rows: FloatArray, grids: RowGrids, levels: Levels) -> Wide:
 
 def is_on_grid(rows: FloatArray, levels: Levels) -> bool:
     """Whether the weights lie on their own full grids already, as near as their dtype allows."""
+    if levels.short_scales:
+        blocks = rows.reshape(-1, _block(levels))
+        return on_grid(blocks, BlockLayout(blocks.shape, 0, blocks.shape[1]), _format(levels))
     points = nearest(rows, full_grids(rows, levels), levels)
     low, high = _extremes(rows, levels)
     peak = np.maximum(-low, high)[:, :, levels.block_of]
@@ -201,7 +211,8 @@ def round_rows(
     error = output_error(weights - found, hessian)
     worse = error.sum() >= plain_error.sum() if levels.tied else error >= plain_error
     return Rounded(
-        values=np.where(np.broadcast_to(worse, error.shape)[..., None], plain, found),
+        # Adding 0 turns -0.0 into 0.0, the one zero of a grid.
+        values=np.where(np.broadcast_to(worse, error.shape)[..., None], plain, found) + 0.0,
         error=np.where(worse, plain_error, error),
         nearest_error=plain_error,
         energy=output_error(weights, hessian),
@@ -237,6 +248,8 @@ def _at_ends(rows: FloatArray, levels: Levels) -> tuple[Mask, Mask]:
 
 def _fixed(rows: FloatArray, levels: Levels) -> Mask:
     """Which elements stay at their nearest grid point: zeros, and what holds the grid's ends."""
+    if levels.short_scales:
+        return np.asarray(rows == 0)
     least, most = _at_ends(rows, levels)
     if levels.symmetric:
         low, high = _extremes(rows, levels)
@@ -269,6 +282,8 @@ def _of_columns(grids: RowGrids, levels: Levels) -> tuple[Wide, Wide, Wide]:
 def _searched(rows: FloatArray, levels: Levels, importance: Wide) -> RowGrids:
     """The grids of the range whose error, weighed column by column, is least."""
     weighing = np.maximum(importance, importance.mean(axis=1, keepdims=True) * 1e-3)[:, None, :]
+    if levels.short_scales:
+        return _short_grids(rows, levels, weighing)
     weights = rows.astype(np.float64)
 
     def loss(grids: RowGrids) -> Wide:
@@ -282,6 +297,30 @@ def _searched(rows: FloatArray, levels: Levels, importance: Wide) -> RowGrids:
         best_clip = np.where(tried < least, clip, best_clip)
         least = np.minimum(tried, least)
     return full_grids(rows, levels, clip=best_clip)
+
+
+def _short_grids(rows: FloatArray, levels: Levels, weighing: Wide | None) -> RowGrids:
+    """Grids of `weight_formats`: of least weighed error, or without one those that clip nothing."""
+    block, kind = _block(levels), _format(levels)
+    importance = None
+    if weighing is not None:
+        # Only ratios within a block count; float32 must hold them.
+        unit = weighing / np.maximum(weighing.max(), np.finfo(np.float64).tiny)
+        importance = np.broadcast_to(unit, rows.shape).reshape(-1, block)
+    search: ScaleSearch = "max" if importance is None else "mse"
+    found = quantize_blocks(rows.reshape(-1, block), kind, search=search, importance=importance)
+    shape = (*rows.shape[:2], -1)
+    low = found.lowest.astype(np.float64).reshape(shape)
+    return RowGrids(found.scale.reshape(shape), low, low + kind.span)
+
+
+def _block(levels: Levels) -> int:
+    return int(levels.block_of.size // (levels.block_of[-1] + 1))
+
+
+def _format(levels: Levels) -> WeightFormat:
+    scheme: Scheme = "symmetric" if levels.symmetric else "asymmetric"
+    return WeightFormat(levels.bits, scheme, BLOCK_SCALE_BITS)
 
 
 # ---------------- rounding

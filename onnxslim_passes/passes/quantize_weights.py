@@ -16,13 +16,14 @@ from onnxslim_passes.model import Model, Role, Weight
 from onnxslim_passes.numerics.clustering import distinct_values
 from onnxslim_passes.numerics.distortion import sqnr_db
 from onnxslim_passes.numerics.weight_formats import (
+    BLOCK_SCALE_BITS,
     BlockLayout,
     ScaleSearch,
     Scheme,
     WeightFormat,
     block_layout,
     find_grid,
-    on_grid,
+    grid_block,
     quantize_weight,
 )
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
@@ -38,8 +39,7 @@ __all__ = ["QuantizeWeights"]
 _ROLES: frozenset[Role] = frozenset({"weight", "recurrent", "embedding"})
 # About what the nodes and tensor headers of a stored grid take in the file.
 _DECODER_BYTES = 256
-# Significant bits of scales: blocks are many and share them, channels are few.
-_BLOCK_SCALE_BITS = 4
+# Significant bits of the scales of channels, which are few.
 _CHANNEL_SCALE_BITS = 11
 
 
@@ -59,6 +59,10 @@ class QuantizeWeights(Selection, Pass):
     )
 
     bits: Annotated[int, Field(ge=1, le=8, description="bits of a code")] = 8
+    embedding_bits: Annotated[
+        int | None,
+        Field(ge=1, le=8, description="bits of embedding tables, if they are to differ"),
+    ] = None
     scheme: Annotated[
         Scheme,
         Field(
@@ -130,6 +134,8 @@ class QuantizeWeights(Selection, Pass):
         for pattern, bits in self._overrides():
             if matching_pattern([pattern], weight):
                 return bits
+        if weight.role == "embedding" and self.embedding_bits is not None:
+            return self.embedding_bits
         return self.bits
 
     def _layout(self, weight: Weight) -> BlockLayout:
@@ -143,7 +149,7 @@ class QuantizeWeights(Selection, Pass):
 
     def _format(self, weight: Weight) -> WeightFormat:
         short = self.per == "block"
-        significant = _BLOCK_SCALE_BITS if short else _CHANNEL_SCALE_BITS
+        significant = BLOCK_SCALE_BITS if short else _CHANNEL_SCALE_BITS
         return WeightFormat(self._bits(weight), self.scheme, significant)
 
     def _refusal(self, weight: Weight) -> Decision | None:
@@ -174,9 +180,11 @@ class QuantizeWeights(Selection, Pass):
         """Quantizes one weight, unless it is on such a grid already."""
         before, layout, kind = weight.values, self._layout(weight), self._format(weight)
         figures: dict[str, int | float | str] = {"bits": kind.bits, "block": layout.block}
-        reason = ""
-        if on_grid(before, layout, kind):
+        reason, block = "", grid_block(before, layout, kind)
+        if block is not None:
             reason = f"is on a grid of {kind.bits} bits already"
+            if block != layout.block:
+                reason += f", in blocks of {block}"
         elif distinct_values(before, 1 << kind.bits) is not None:
             reason = f"has no more than {1 << kind.bits} distinct values already"
         if reason:

@@ -34,6 +34,7 @@ from onnxslim_passes.numerics.rounding import (
     is_on_grid,
     round_rows,
 )
+from onnxslim_passes.numerics.weight_formats import block_layout
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.selection import Selection, role_refusal, values_refusal
 
@@ -217,12 +218,15 @@ class RoundWeights(Selection, Pass):
     # ---- rounding
 
     def _levels(self, layer: _Layer) -> Levels:
-        block_size = self.block_size if self.per == "block" else None
+        columns, block = layer.shape[1], None
+        if self.per == "block":
+            block = block_layout((1, columns), 0, self.block_size).block
         return Levels(
             bits=self.bits,
             symmetric=self.symmetric,
-            block_of=block_columns(layer.shape[1] // layer.taps, layer.taps, block_size),
+            block_of=block_columns(columns, block),
             tied=self.per == "tensor",
+            short_scales=self.per == "block",
         )
 
     def _round(self, layer: _Layer, grams: Mapping[Key, Gram]) -> Decision:

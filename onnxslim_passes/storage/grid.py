@@ -24,6 +24,7 @@ from onnxslim_passes.numerics.weight_formats import (
     BlockLayout,
     block_layout,
     find_grid,
+    usual_blocks,
 )
 from onnxslim_passes.storage.base import Encoding, Expression, Literal, Plan, Site, Step, step
 from onnxslim_passes.storage.choice import Offer
@@ -49,7 +50,6 @@ _PARTS: tuple[Encoding, ...] = (
     CodebookPacked(),
     CodebookSparse(),
 )
-_BLOCKS = tuple(1 << power for power in range(3, 11))
 # Of a scale and a zero point, about.
 _ASIDE_BITS = 10
 _KINDS = ("float16", "float32", "float64", "bfloat16")
@@ -80,16 +80,19 @@ def _grids(contents: Contents, axis: int) -> Iterator[tuple[BlockLayout, BlockCo
     """The grids along one axis; long blocks may fit with larger codes, where scales divide."""
     shape = contents.shape
     whole = block_layout(shape, axis)
-    blocks = [block for block in _BLOCKS if whole.block % block == 0 and block < whole.block]
-    if blocks and not _may_fit(contents, BlockLayout(shape, axis, blocks[0])):
+    blocks = usual_blocks(whole.block)
+    if not _may_fit(contents, BlockLayout(shape, axis, blocks[0])):
         return
-    for block in (*blocks, whole.block):
+    failed: list[int] = []
+    for block in blocks:
+        if any(block % shorter == 0 for shorter in failed):
+            continue
         layout = BlockLayout(shape, axis, block)
         grid = find_grid(contents.values, layout)
-        if grid is not None:
+        if grid is None:
+            failed.append(block)
+        else:
             yield layout, grid
-        elif block != whole.block:
-            return  # nor are longer ones
 
 
 def _estimate(layout: BlockLayout, grid: BlockCodes) -> int:

@@ -19,6 +19,7 @@ from onnxslim_passes.numerics.rounding import (
     output_error,
     round_rows,
 )
+from onnxslim_passes.numerics.weight_formats import block_layout
 
 Array = npt.NDArray[Any]
 
@@ -31,9 +32,7 @@ def levels(
     block: int | None = None,
     tied: bool = False,
 ) -> Levels:
-    return Levels(
-        bits=bits, symmetric=symmetric, block_of=block_columns(columns, 1, block), tied=tied
-    )
+    return Levels(bits=bits, symmetric=symmetric, block_of=block_columns(columns, block), tied=tied)
 
 
 def problem(
@@ -214,13 +213,26 @@ def test_float16_keeps_its_points() -> None:
     assert max(np.unique(row).size for row in values[0]) <= 255
 
 
-def test_blocks_of_a_convolution_keep_taps_apart() -> None:
-    blocks = block_columns(inputs=5, taps=4, block_size=2)
-    assert blocks.reshape(5, 4).tolist() == [
-        [0, 1, 2, 3],
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [4, 5, 6, 7],
-        [8, 9, 10, 11],
-    ]
-    assert block_columns(3, 2, None).tolist() == [0] * 6
+def test_blocks_are_consecutive_columns() -> None:
+    assert block_columns(5, 2).tolist() == [0, 0, 1, 1, 2]
+    assert block_columns(3, None).tolist() == [0] * 3
+
+
+@given(PROBLEMS, st.integers(2, 8), st.booleans(), st.booleans())
+def test_short_scales(
+    problem: tuple[Array, Array], bits: int, symmetric: bool, search_range: bool
+) -> None:
+    rows, hessian = problem
+    block = block_layout((1, rows.shape[2]), 0, 16).block
+    made = Levels(
+        bits=bits,
+        symmetric=symmetric,
+        block_of=block_columns(rows.shape[2], block),
+        short_scales=True,
+    )
+    found = round_rows(rows, hessian, made, search_range=search_range)
+    values = found.values.astype(np.float32)
+    assert np.array_equal(values, found.values)
+    assert is_on_grid(values, made)
+    assert (found.error <= found.nearest_error).all()
+    assert not values[rows == 0].any()

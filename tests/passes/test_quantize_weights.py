@@ -159,6 +159,20 @@ def test_a_second_run_changes_nothing(per: Any, dtype: Any) -> None:
     assert not quantize(model, **(options | {"bits": 8}))[0].changed
 
 
+def test_grids_of_other_blocks_are_kept() -> None:
+    model = network()
+    quantize(model, bits=4, per="block", block_size=8)
+    result, decisions = quantize(model, bits=4, per="block", block_size=32)
+    assert not result.changed
+    assert decisions["fc"].reason == "is on a grid of 4 bits already, in blocks of 8"
+
+
+def test_embeddings_may_have_other_bits() -> None:
+    _, decisions = quantize(network(), embedding_bits=6, overrides=["conv=5"])
+    bits = {name: decisions[name].figures["bits"] for name in ("conv", "fc", "table")}
+    assert bits == {"conv": 5, "fc": 8, "table": 6}
+
+
 def test_half_precision_stays() -> None:
     model = network(np.float16)
     quantize(model)
