@@ -63,8 +63,7 @@ def goal_table(found: Iterable[Verdict]) -> str:
 def _cells(row: Row) -> Sequence[str]:
     start = (row.model, row.variant, row.tool, _figure(row.cpu_s, 1), _figure(row.peak_mb, 0))
     if row.failure:
-        reason = row.failure if len(row.failure) <= 90 else row.failure[:87] + "..."
-        return (*start, f"fails: {reason.replace('|', '/')}", "", "", "", "")
+        return (*start, f"fails: {_short(row.failure)}", "", "", "", "")
     return (
         *start,
         _figure(row.mb, 2),
@@ -73,6 +72,13 @@ def _cells(row: Row) -> Sequence[str]:
         _figure(row.score, 2),
         _figure(row.speed, 2),
     )
+
+
+def _short(failure: str, length: int = 90) -> str:
+    """A reason that fits a cell: the exception without its module, cut at `length` characters."""
+    kind, colon, rest = failure.partition(":")
+    text = f"{kind.rpartition('.')[2]}{colon}{rest}".replace("|", "/")
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _figure(value: float | None, digits: int) -> str:
