@@ -17,8 +17,9 @@ nearest are rounded to nearest.
 
 **Grids.** A grid point is ``scale * step``, step an integer. The elements of largest magnitude stay
 at the ends of the grid, so that whoever looks for the grid of the smallest to the largest weight
-finds it again; float32 scales have short mantissas, so that it is found bit for bit. Zeros stay
-zeros.
+finds it again; float32 scales have short mantissas, so that it is found bit for bit. Grids of
+blocks (`Levels.short_scales`) are those of `numerics.weight_formats`, whose scales are short enough
+to be found from any points. Zeros stay zeros.
 
 Arrays have the axes (G groups, N rows, K columns): G = 1 but for grouped convolutions.
 """

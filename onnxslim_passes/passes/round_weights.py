@@ -56,13 +56,11 @@ class _Layer:
         weight: the weight.
         keys: its inputs, one for each use, all of one shape (G, K).
         transposed: outputs are along the weight's last axis, not its first.
-        taps: elements of a convolution's window; 1 for a matrix.
     """
 
     weight: Weight
     keys: tuple[Key, ...]
     transposed: bool
-    taps: int
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -155,11 +153,13 @@ class RoundWeights(Selection, Pass):
         found = list(self._survey(model))
         layers = _in_order(model, [each for each in found if isinstance(each, _Layer)])
         decided: dict[str, Decision] = {}
+        # Rounding one group must not show in the inputs of the next, unless it was asked for.
+        source = model if self.sequential else model.copy()
         # One thread: the last digits of a sum, and with them some roundings, depend on how many.
         with threadpool_limits(limits=1):
             for group in self._groups(model, layers, context.samples):
                 grams = collect_grams(
-                    model,
+                    source,
                     [key for layer in group for key in layer.keys],
                     context.samples,
                     progress=context.progress,
@@ -233,7 +233,7 @@ class RoundWeights(Selection, Pass):
         """Rounds one weight."""
         where = layer.weight.where
         positions = sum(grams[key].positions for key in layer.keys)
-        # Each key once: a node that takes the weight twice on one input counts twice.
+        # An input that two nodes multiply with the weight counts twice: so do its errors.
         hessian = sum((grams[key].matrix for key in layer.keys[1:]), grams[layer.keys[0]].matrix)
         if not np.isfinite(hessian).all():
             reason = "its input holds NaN or infinity on the samples"
@@ -335,7 +335,6 @@ def _layer(weight: Weight) -> _Layer | Decision:
             for use in weight.uses
         ),
         transposed=_outputs_last(first),
-        taps=math.prod(weight.shape[2:]) if first.node.op == "Conv" else 1,
     )
     for use, (_, layout) in zip(weight.uses, layer.keys, strict=True):
         if layout.shape != layer.shape or _outputs_last(use) != layer.transposed:
