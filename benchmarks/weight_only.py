@@ -1,6 +1,6 @@
 """Prints size, fidelity, task score and speed of weight-only recipes.
 
-    python benchmarks/weight_only.py [NAME...] [--folder ../shared/models] [--recipe int4-weights] ...
+    python benchmarks/weight_only.py [NAME...] [--folder ../shared/models] [--recipe NAME] ...
 
 The folder holds `tasks.py` (a dictionary TASKS: model file, calibration feeds, metric) and the
 models. SQNR is that of the worst float output on feeds that were left out of calibration (every

@@ -9,11 +9,11 @@ A weight is seen as rows, one an output channel, and each row is cut into blocks
 - asymmetric, b bits: 2^b numbers in a row, 0 among them, from a zero point of the block's own.
 
 Scales have few significant bits, like those of 8-bit floats. First, many blocks then share a scale,
-which takes 6 or 7 bits in a table instead of 16 or 32; the square error grows by 0.1 dB for
-5 significant bits, less than what smaller blocks for the same bytes gain. Second, every product
-of a scale and a code is exact in the weight's own type, so that `find_grid` recovers scales and
-codes from the values alone, as greatest common divisors: a weight needs no mark to say that it is
-quantized, and quantizing again changes nothing.
+which takes 6 or 7 bits in a table instead of 16 or 32; with 5 significant bits the square error
+grows by less than 0.1 dB, a small part of what shorter blocks for the same bytes gain. Second,
+every product of a scale and a code is exact in the weight's own type, so that `find_grid` recovers
+scales and codes from the values alone, as greatest common divisors: a weight needs no mark to say
+that it is quantized, and quantizing again changes nothing.
 """
 
 from collections.abc import Iterator

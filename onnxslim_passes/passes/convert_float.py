@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from onnxslim_passes.model import Model, Role, Weight
 from onnxslim_passes.numerics.distortion import sqnr_db
+from onnxslim_passes.numerics.weight_formats import WeightFormat, block_layout, grid_block
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.float_graph import GraphConverter, check_keep
 from onnxslim_passes.passes.selection import (
@@ -116,6 +117,8 @@ class ConvertFloat(Selection, Pass):
             reason = f"is {weight.dtype}; only float32 and float64 are rounded"
         elif matching_pattern(self.keep, weight) or weight.op_types & set(self.keep):
             reason = "is taken by a node in `keep`"
+        elif _is_quantized(weight):
+            reason = "lies on a grid of 8 bits or fewer, which is smaller still"
         return Decision(where=weight.where, taken=False, reason=reason) if reason else None
 
     def _round(self, weight: Weight) -> Decision:
@@ -141,3 +144,11 @@ class ConvertFloat(Selection, Pass):
         }
         reason = f"rounded to {dtype}; computed in {before.dtype}"
         return Decision(where=weight.where, taken=True, reason=reason, figures=figures)
+
+
+def _is_quantized(weight: Weight) -> bool:
+    """Whether a pass put it on a grid, from which rounding would move its smallest numbers."""
+    if not weight.size or len(weight.shape) < 2:
+        return False
+    layout = block_layout(weight.shape, weight.channel_axis or 0)
+    return grid_block(weight.values, layout, WeightFormat(8, "asymmetric")) is not None

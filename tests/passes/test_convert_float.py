@@ -16,6 +16,7 @@ from onnxslim_passes.evaluation import compare_outputs
 from onnxslim_passes.model import Model
 from onnxslim_passes.passes.base import Context, Decision, PassResult
 from onnxslim_passes.passes.convert_float import ConvertFloat
+from onnxslim_passes.passes.quantize_weights import QuantizeWeights
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.runtime import open_session, optimized_graph
 
@@ -98,6 +99,16 @@ def test_a_second_run_changes_nothing() -> None:
     assert {decision.reason for decision in decisions.values()} == {
         "every value is a float16 already"
     }
+
+
+def test_quantized_weights_keep_their_grids() -> None:
+    faint = noise(64, 16)
+    faint[:, 3] *= 1e-6  # a channel that float16 would round
+    model = perceptron(second=faint)
+    QuantizeWeights(bits=4, per="block").apply(model, Context())
+    _, decisions = convert(model)
+    assert decisions["second"].reason.startswith("lies on a grid of 8 bits or fewer")
+    assert decisions["bias"].taken
 
 
 def test_eight_bits_are_for_matrices() -> None:
