@@ -1,4 +1,4 @@
-"""Prints size, fidelity, task score and speed of 8-bit models: the two ready int8 recipes.
+"""Prints size, fidelity, task score and speed of 8-bit models: the ready int8 recipes.
 
     python benchmarks/int8_models.py [NAME...] [--folder ../shared/models] [--recipe int8] ...
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,13 +26,14 @@ from onnxslim_passes.errors import OnnxSlimError
 from onnxslim_passes.evaluation.fidelity import compare_outputs
 from onnxslim_passes.evaluation.latency import compare_latency
 from onnxslim_passes.model import load
-from onnxslim_passes.passes.base import Context
+from onnxslim_passes.passes.base import Context, Stage
 from onnxslim_passes.recipe import Recipe
 from onnxslim_passes.runtime import open_session
 
 Feed = dict[str, Any]
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "models"
+RECIPES = ("int8", "int8-dynamic", "int8-accurate")
 HELD_OUT = 4  # every fourth feed is for measuring
 
 
@@ -85,9 +86,11 @@ def measure(case: Case, recipe: str, out: Path) -> str:
     start = time.process_time()
     taken = 0
     for pass_ in Recipe.open(recipe).passes:
+        if pass_.stage == Stage.QUANTIZE and context.floating is None:
+            context = replace(context, floating=model.copy())
         if pass_.name.startswith("quantize"):
             decisions = pass_.apply(model, context).decisions
-            taken = sum(decision.taken and "weights" in decision.figures for decision in decisions)
+            taken += sum(decision.taken and "weights" in decision.figures for decision in decisions)
         else:
             pass_.apply(model, context)
     seconds = time.process_time() - start
@@ -110,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="models; default: all")
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--recipe", action="append", choices=("int8", "int8-dynamic"))
+    parser.add_argument("--recipe", action="append", choices=RECIPES)
     options = parser.parse_args()
     print(
         f"{'model':20} {'recipe':13} {'CPU s':>6} {'MB':>7} {'MB out':>7} {'taken':>6} "
@@ -120,7 +123,7 @@ def main() -> None:
         for case in cases(options.folder):
             if options.names and case.name not in options.names:
                 continue
-            for recipe in options.recipe or ("int8", "int8-dynamic"):
+            for recipe in options.recipe or RECIPES:
                 try:
                     print(measure(case, recipe, Path(folder) / "out.onnx"), flush=True)
                 except OnnxSlimError as error:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.round_weights import RoundWeights
     from onnxslim_passes.passes.smooth_activations import SmoothActivations
     from onnxslim_passes.passes.store_weights import StoreWeights
+    from onnxslim_passes.passes.strip_metadata import StripMetadata
     from onnxslim_passes.pipeline import Pipeline, Result
     from onnxslim_passes.recipe import Recipe
     from onnxslim_passes.report.records import Report
@@ -70,6 +71,7 @@ __all__ = [
     "SmoothActivations",
     "Stage",
     "StoreWeights",
+    "StripMetadata",
     "load",
     "pass_options",
 ]

@@ -14,11 +14,13 @@ from onnxslim_passes.passes.quantize_weights import QuantizeWeights
 from onnxslim_passes.passes.round_weights import RoundWeights
 from onnxslim_passes.passes.smooth_activations import SmoothActivations
 from onnxslim_passes.passes.store_weights import StoreWeights
+from onnxslim_passes.passes.strip_metadata import StripMetadata
 
 PASSES: dict[str, type[Pass]] = {
     kind.name: kind
     for kind in (
         FoldConstants,
+        StripMetadata,
         FuseBatchNorm,
         DedupeWeights,
         PruneMagnitude,

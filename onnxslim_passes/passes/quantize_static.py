@@ -51,6 +51,7 @@ from onnxslim_passes.runtime import optimized_graph
 _ROUNDS = 5
 
 _PER_CHANNEL_OPSET = 13  # DequantizeLinear's `axis`
+_PRODUCTS = ("Gemm", "MatMul")
 _PER_TENSOR_OPSET = 10  # the first with QuantizeLinear
 
 
@@ -131,6 +132,21 @@ class QuantizeStatic(Selection, Pass):
             "on cpu"
         ),
     ] = None
+    min_gain: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="least share of the model's estimated time that a node with weights has to "
+            "save; those below stay in float, which is exact",
+        ),
+    ] = 0.0
+    products: Annotated[
+        Literal["static", "float"],
+        Field(
+            description="MatMul and Gemm on static scales, or left in float for quantize-dynamic"
+        ),
+    ] = "static"
     embeddings: Annotated[
         bool | None,
         Field(
@@ -286,13 +302,15 @@ class QuantizeStatic(Selection, Pass):
         limits = _limits(ranges)
         saturated = frozenset(saturating_sites(found, limits, self._scheme(context)))
         empty = {site.key for site in found.sites if _unseen(site, ranges)} | boundless | saturated
+        elements = _elements(ranges, context)
+        empty |= {site.key for site in found.sites if self._left(site)}
         if self.placement in BY_RULE:
             chosen = {site.key for site in found.sites} - empty
             return _Placement(frozenset(chosen), frozenset(), boundless, saturated, None)
         forced: set[str] = set()
         if self.placement == "everywhere":
             forced = {site.key for site in found.sites if site.weight is not None} - empty
-        elements = _elements(ranges, context)
+        empty |= _of_little_gain(found, elements, self.min_gain) - forced
         unfused: set[str] = set()
         for _ in range(_ROUNDS):
             chosen = choose(found, elements, CPU, integer=forced, floating=empty | unfused - forced)
@@ -310,6 +328,10 @@ class QuantizeStatic(Selection, Pass):
             if not failed - forced:
                 break
         return _Placement(frozenset(chosen), frozenset(unfused), boundless, saturated, optimized)
+
+    def _left(self, site: Site) -> bool:
+        """Whether an option leaves a node with weights in float."""
+        return self.products == "float" and site.node.op in _PRODUCTS
 
     def _insert(
         self,
@@ -350,6 +372,21 @@ def _limits(ranges: Mapping[str, TensorRange]) -> Ranges:
     return {
         name: (known.lo, known.hi) for name, known in ranges.items() if known.seen and known.finite
     }
+
+
+def _saved(site: Site, elements: Mapping[str, float]) -> float:
+    """Estimated nanoseconds a run that integers save on a node, conversions left out."""
+    cost = estimate(site, elements, CPU)
+    return cost.floating - cost.integer
+
+
+def _of_little_gain(found: Survey, elements: Mapping[str, float], share: float) -> set[str]:
+    """Keys of the nodes with weights that save less than a share of all nodes' float time."""
+    if not share:
+        return set()
+    total = sum(estimate(site, elements, CPU).floating for site in found.sites)
+    sites = [site for site in found.sites if site.weight is not None]
+    return {site.key for site in sites if _saved(site, elements) < share * total}
 
 
 def _unseen(site: Site, ranges: Mapping[str, TensorRange]) -> bool:
@@ -409,6 +446,10 @@ def _reason(
         return "ONNX Runtime has no integer kernel for ConvTranspose on CPU"
     if site.weight is None:
         return "float is estimated to be as fast, and exact"
+    if options._left(site):
+        return "products=float leaves it to quantize-dynamic"
+    if options.min_gain and _saved(site, elements) > 0:
+        return f"integers save too little time here (min_gain={options.min_gain:g}); float is exact"
     return (
         "float is estimated to be faster than integers with their conversions; "
         "placement=everywhere quantizes it all the same"

@@ -3,8 +3,10 @@
     Y = (X diag(s)^-1) (diag(s) W),    s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)
 
 Xiao et al., section 4, with their letters. The division goes into what makes X, where that can
-hold it: the scale and shift of a normalization, a linear layer; else it is one Mul, where that
-pays. One alpha suits no model: by default each X has the alpha with the best estimate of
+hold it: the scale and shift of a normalization, a linear layer. Else it is one Mul, which is worth
+its time only in front of products whose rounding reaches the outputs: that is measured, by rounding
+one activation at a time. One alpha suits no model: by default each X has the alpha with the best
+estimate of
 
     sum_j E[X_j^2] |W_j|^2  /  (step_X^2 / 12 |W|^2 + sum_j E[X_j^2] sum_n step_n^2 / 12),
 
@@ -12,7 +14,7 @@ the power of Y to that of its rounding errors, X in one scale and W in one a col
 alphas lie on one curve of pairs (X, W), so that a second run finds nothing left to do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -32,6 +34,7 @@ from onnxslim_passes.passes.channel_scales import (
     multiply_inputs,
     sources,
 )
+from onnxslim_passes.passes.rounding_effects import rounding_effects
 from onnxslim_passes.passes.selection import Selection
 
 Array = npt.NDArray[Any]
@@ -48,6 +51,11 @@ class _Group:
 
     tensor: Variable
     nodes: tuple[Node, ...]
+
+    @property
+    def key(self) -> str:
+        """The name of the activation."""
+        return str(self.tensor.name)
 
     @property
     def where(self) -> str:
@@ -101,10 +109,10 @@ class SmoothActivations(Selection, Pass):
     insert_below_db: Annotated[
         float,
         Field(
-            description="activations that no layer in front can scale get a Mul if their "
-            "products' estimated SQNR is lower; -inf: never"
+            description="an activation that no layer in front can scale gets a Mul if the outputs' "
+            "SQNR, with it alone in 8 bits, is lower"
         ),
-    ] = 36.0
+    ] = 34.0
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Scales constants in place; see `docs/passes/smooth-activations.md`."""
@@ -126,8 +134,9 @@ class SmoothActivations(Selection, Pass):
                 progress=context.progress,
                 strict=False,
             )
+        effects = self._effects(model, groups, known, context)
         for group in groups:
-            decided = self._smooth(model, group, known.get(str(group.tensor.name)))
+            decided = self._smooth(model, group, known.get(group.key), effects)
             decisions.extend(replace(decided, where=node.where) for node in group.nodes)
         changed = any(decision.taken for decision in decisions)
         return PassResult(changed=changed, decisions=tuple(decisions))
@@ -185,8 +194,33 @@ class SmoothActivations(Selection, Pass):
 
     # ---- one activation
 
-    def _smooth(self, model: Model, group: _Group, known: ChannelStatistics | None) -> Decision:
-        if known is None or known.seen == 0:
+    def _effects(
+        self,
+        model: Model,
+        groups: Sequence[_Group],
+        known: Mapping[str, ChannelStatistics],
+        context: Context,
+    ) -> dict[str, float]:
+        """The outputs' SQNR with one activation in 8 bits, of those that would need a Mul."""
+        asked = [
+            group.key
+            for group in groups
+            if _is_usable(known.get(group.key))
+            and self._gains(self._best(group, known[group.key]))
+            and isinstance(_absorbers(model, group), str)
+        ]
+        if not asked or context.samples is None:
+            return {}
+        return rounding_effects(model, asked, context.samples, progress=context.progress)
+
+    def _smooth(
+        self,
+        model: Model,
+        group: _Group,
+        known: ChannelStatistics | None,
+        effects: Mapping[str, float],
+    ) -> Decision:
+        if known is None or not _is_usable(known):
             reason = "its activation held NaN or infinity, or nothing, on the samples"
             return Decision(where=group.where, taken=False, reason=reason)
         best = self._best(group, known)
@@ -195,11 +229,16 @@ class SmoothActivations(Selection, Pass):
             "estimated_before_db": round(best.before_db, 2),
             "estimated_after_db": round(best.after_db, 2),
         }
-        objection = self._pass_over(model, group, best)
+        if group.key in effects:
+            figures["output_db"] = round(effects[group.key], 2)
+        objection = self._pass_over(model, group, best, effects)
         if objection is not None:
             return Decision(where=group.where, taken=False, reason=objection, figures=figures)
         told = _move(model, group, best.factors)
         return Decision(where=group.where, taken=True, reason=told, figures=figures)
+
+    def _gains(self, best: _Smoothing) -> bool:
+        return best.after_db - best.before_db >= self.min_gain_db
 
     def _best(self, group: _Group, known: ChannelStatistics) -> _Smoothing:
         matrices = [_matrix(node) for node in group.nodes]
@@ -212,17 +251,25 @@ class SmoothActivations(Selection, Pass):
             choices.append(_Smoothing(factors, alpha, before, after))
         return max(choices, key=lambda choice: choice.after_db)
 
-    def _pass_over(self, model: Model, group: _Group, best: _Smoothing) -> str | None:
+    def _pass_over(
+        self, model: Model, group: _Group, best: _Smoothing, effects: Mapping[str, float]
+    ) -> str | None:
         """Why an activation stays as it is, or None."""
-        if not best.after_db - best.before_db >= self.min_gain_db:
-            return f"its channels are even: less than min_gain_db={self.min_gain_db} to gain"
+        if not self._gains(best):
+            return f"its channels are even: less than min_gain_db={self.min_gain_db:g} to gain"
         found = _absorbers(model, group)
-        if isinstance(found, str) and best.before_db >= self.insert_below_db:
+        effect = effects.get(group.key, float("inf"))
+        if isinstance(found, str) and effect >= self.insert_below_db:
             return (
-                f"{found}, and {best.before_db:.0f} dB need no Mul of its own "
-                f"(insert_below_db={self.insert_below_db})"
+                f"{found}, and a Mul is not worth its time: in 8 bits it alone leaves the outputs "
+                f"{effect:.1f} dB (insert_below_db={self.insert_below_db:g})"
             )
         return None
+
+
+def _is_usable(known: ChannelStatistics | None) -> bool:
+    """Whether an activation held finite values on the samples."""
+    return known is not None and known.seen > 0
 
 
 def _matrix(node: Node) -> Array:

@@ -15,6 +15,7 @@ from onnxslim_passes.calibration.samples import Samples
 from onnxslim_passes.errors import SamplesError, UnknownNameError, UnsupportedModelError
 from onnxslim_passes.model import Model, load
 from onnxslim_passes.passes.base import Context, Decision, PassResult
+from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
 from onnxslim_passes.runtime import open_session, optimized_graph
 
@@ -294,6 +295,33 @@ def test_nodes_that_do_not_pay_stay_in_float() -> None:
     assert "faster than integers" in only.reason
     assert only.figures["estimated_float_us"] > 0
     assert quantize(model, data, placement="everywhere").changed
+
+
+def test_nodes_of_little_gain_stay_in_float() -> None:
+    body = f"h = {CONV} (x, w, b) p = GlobalAveragePool (h) y = Conv (p, u)"
+    weights = {"u": noise(32, 32, 1, 1, seed=3, scale=0.1)}
+    every, some = conv_net(body, **weights), conv_net(body, **weights)
+    assert taken_weights(quantize(every)) == 2
+    result = quantize(some, min_gain=0.01)
+    assert taken_weights(result) == 1
+    assert any("(min_gain=0.01); float is exact" in d.reason for d in result.decisions)
+
+
+def test_products_can_be_left_to_quantize_dynamic() -> None:
+    model = build(
+        graph("h = Relu (x) y = MatMul (h, m)", shape="64, 64").replace(
+            "float[] y", "float[A, B] y"
+        ),
+        m=noise(64, 64, seed=5),
+    )
+    result = quantize(model, feeds((64, 64)), products="float", placement="everywhere")
+    assert not result.changed
+    assert [d.reason for d in result.decisions] == ["products=float leaves it to quantize-dynamic"]
+    assert QuantizeDynamic().apply(model, Context()).changed
+
+
+def taken_weights(result: PassResult) -> int:
+    return sum(d.taken and "weights" in d.figures for d in result.decisions)
 
 
 def test_float_max_pool_keeps_its_quantizer_behind_it() -> None:
