@@ -45,6 +45,10 @@ class UnsupportedModelError(ModelError):
     """A valid model that a pass cannot work on; the message names the tensors or nodes."""
 
 
+class DifferentiationError(UnsupportedModelError):
+    """The way from weights to a loss leads through operators without a gradient."""
+
+
 class RuntimeRefusedError(ModelError):
     """ONNX Runtime would not load or run the model."""
 

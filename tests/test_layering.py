@@ -19,6 +19,7 @@ ROOMS = (
     "evaluation",
     "calibration",
     "storage",
+    "training",
     "passes",
     "pipeline",
     "search",  # runs whole pipelines again, with other passes

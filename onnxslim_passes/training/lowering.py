@@ -1,0 +1,159 @@
+"""The training copy of a model: one flat graph of operators that have gradients.
+
+The user's model is never edited. In the copy, calls of model-local functions are replaced by their
+nodes, an If whose condition is known by the branch that is taken, fixed inputs by constants, and
+the opset is one in which every operator that training emits exists. Weights keep their names, so
+that what was learned can be written back into the original.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnxslim_passes.errors import unknown_name
+from onnxslim_passes.model import Constant, Model, Node, Variable
+from onnxslim_passes.model.inlining import inline_body, inline_functions
+from onnxslim_passes.report.records import Decision
+from onnxslim_passes.training.builder import MINIMUM_OPSET
+from onnxslim_passes.training.shapes import Array, Shapes
+
+BatchNorm = Literal["frozen", "batch"]
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """A weight that a step of training changes without a gradient: a running mean or variance.
+
+    Attributes:
+        weight: the weight.
+        next: its value after the step.
+    """
+
+    weight: Constant
+    next: Variable
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A training copy.
+
+    Attributes:
+        model: the copy.
+        decisions: what was done to which node, and what was passed over.
+        state: running statistics, where normalization uses those of the batch.
+    """
+
+    model: Model
+    decisions: tuple[Decision, ...]
+    state: tuple[StateTensor, ...] = ()
+
+    def weight(self, name: str) -> Constant:
+        """The weight of this name.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        constants = {constant.name: constant for constant in self.model.constants()}
+        if name not in constants:
+            raise unknown_name("weight", name, constants)
+        return constants[name]
+
+
+def lower(
+    model: Model,
+    *,
+    fixed_inputs: Mapping[str, Array] | None = None,
+    batch_norm: BatchNorm = "frozen",
+) -> Lowered:
+    """Makes the training copy of a model.
+
+    Args:
+        model: any model; stays as it is.
+        fixed_inputs: values of inputs that are the same in all of training, e.g. a sampling rate
+            that an If asks for; they are inputs no more.
+        batch_norm: "frozen" keeps the running statistics; "batch" normalizes with those of the
+            batch and updates the running ones (`Lowered.state`).
+
+    Raises:
+        UnknownNameError: a fixed input that the model does not have.
+        UnsupportedModelError: its opset or functions cannot be converted.
+    """
+    copy = inline_functions(model) if model.functions else model.copy()
+    copy.fix_overridable_weights()
+    copy.at_least_opset(MINIMUM_OPSET)
+    decisions = list(_fix_inputs(copy, fixed_inputs or {}))
+    decisions += _choose_branches(copy)
+    copy.remove_unused()
+    state: list[StateTensor] = []
+    if batch_norm == "batch":
+        decisions += _use_batch_statistics(copy, state)
+    return Lowered(copy, tuple(decisions), tuple(state))
+
+
+def _fix_inputs(model: Model, values: Mapping[str, Array]) -> list[Decision]:
+    graph = model.graph
+    inputs = {tensor.name: tensor for tensor in graph.inputs}
+    decisions = []
+    for name, value in values.items():
+        if name not in inputs:
+            raise unknown_name("input", name, inputs)
+        tensor = inputs[name]
+        array = np.asarray(value, tensor.dtype)
+        graph.inputs = [one for one in graph.inputs if one is not tensor]
+        graph.declared_inputs = [one for one in graph.declared_inputs if one is not tensor]
+        model.replace_uses(tensor, graph.add_constant(name, array))
+        decisions.append(Decision(where=name, taken=True, reason="input fixed to one value"))
+    return decisions
+
+
+def _choose_branches(model: Model) -> list[Decision]:
+    """Replaces each If whose condition is known; one inside another needs another round."""
+    decisions = []
+    while True:
+        chosen = _known_branches(model)
+        if not chosen:
+            break
+        for node, branch in chosen:
+            decisions.append(
+                Decision(where=node.where, taken=True, reason=f"its condition is always {branch}")
+            )
+            body = node.attrs["then_branch" if branch else "else_branch"]
+            inline_body(model, node, body)
+    decisions += [
+        Decision(where=node.where, taken=False, reason="its condition is known at run time only")
+        for node in model.graph.nodes
+        if node.op == "If" and not node.domain
+    ]
+    return decisions
+
+
+def _known_branches(model: Model) -> list[tuple[Node, bool]]:
+    nodes = [node for node in model.graph.nodes if node.op == "If" and not node.domain]
+    if not nodes:
+        return []
+    shapes = Shapes(model)
+    values = [(node, shapes.value(node.inputs[0])) for node in nodes]
+    return [(node, bool(value)) for node, value in values if value is not None]
+
+
+def _use_batch_statistics(model: Model, state: list[StateTensor]) -> list[Decision]:
+    decisions = []
+    for node in model.graph.nodes:
+        if node.op != "BatchNormalization" or node.domain:
+            continue
+        statistics = node.inputs[3:5]
+        if not all(isinstance(tensor, Constant) for tensor in statistics):
+            reason = "its running statistics are not weights"
+            decisions.append(Decision(where=node.where, taken=False, reason=reason))
+            continue
+        node.attrs["training_mode"] = 1
+        node.outputs = list(node.outputs)[:1]
+        for tensor, label in zip(statistics, ("mean", "var"), strict=True):
+            made = Variable(model.fresh_name(f"{tensor.name}/next_{label}"))
+            node.outputs.append(made)
+            state.append(StateTensor(tensor, made))
+        reason = "normalizes with the statistics of the batch"
+        decisions.append(Decision(where=node.where, taken=True, reason=reason))
+    return decisions
