@@ -102,8 +102,9 @@ class Differentiated:
         with runtime.open_session(self.model.to_proto(), optimize=optimize) as session:
             shapes = self._output_shapes(session)
             weights = {
-                name: generator.uniform(0.5, 1.5, shape).astype(dtype)
-                * generator.choice([-1, 1], shape).astype(dtype)
+                name: np.asarray(
+                    generator.uniform(0.5, 1.5, shape) * generator.choice([-1, 1], shape), dtype
+                )
                 for name, (shape, dtype) in zip(self._weights, shapes, strict=True)
             }
             feed = {**self.feed, **weights}
@@ -147,7 +148,7 @@ class Differentiated:
         moved = []
         for sign in (1, -1):
             shifted = {
-                name: (feed[name] + sign * step * way).astype(feed[name].dtype)
+                name: np.asarray(feed[name] + sign * step * way, feed[name].dtype)
                 for name, way in direction.items()
             }
             moved.append(session.run({**feed, **shifted}, self.names))
