@@ -5,6 +5,7 @@ messages on the terminal: what the runtime has to say becomes a `RuntimeRefusedE
 """
 
 import ctypes
+import functools
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from onnx import helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnxslim_passes.errors import RuntimeRefusedError
@@ -351,6 +353,24 @@ def _profiled(
         for e in events
         if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")
     ]
+
+
+@functools.cache
+def saturates_pairs() -> bool:
+    """Whether this CPU's kernels add two products of uint8 and int8 in saturating 16 bits.
+
+    x86 CPUs without VNNI do (VPMADDUBSW). Found by trying: 255 * 127 + 255 * 127 is twice as large
+    as 16 bits can hold.
+    """
+    data = helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, 64])
+    total = helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [1, 16])
+    weights = numpy_helper.from_array(np.full((64, 16), 127, np.int8), "w")
+    product = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph([product], "pairs", [data], [total], [weights])
+    opset = helper.make_opsetid("", 13)
+    with open_session(helper.make_model(graph, opset_imports=[opset], ir_version=8)) as session:
+        found = session.run({"x": np.full((1, 64), 255, np.uint8)})
+    return bool(np.any(next(iter(found.values())) != 64 * 255 * 127))
 
 
 def reason(error: Exception) -> str:

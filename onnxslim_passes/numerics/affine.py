@@ -14,7 +14,7 @@ scale can make the bias saturate; `minimum_weight_scale` says from where on it c
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -53,6 +53,10 @@ class AffineGrid:
         scale = self.scale.astype(np.float64)
         zero_point = self.zero_point.astype(np.int64)
         return scale * (self.qmin - zero_point), scale * (self.qmax - zero_point)
+
+    def at_least(self, scale: npt.ArrayLike) -> "AffineGrid":
+        """The same grid with scales raised to `scale`, shaped like ours, where they are smaller."""
+        return replace(self, scale=np.maximum(self.scale, scale).astype(self.scale.dtype))
 
 
 def code_range(dtype: npt.DTypeLike, *, symmetric: bool = False) -> tuple[int, int]:
@@ -248,6 +252,28 @@ def minimum_weight_scale(
     if (scale > float(info.max)).any():
         raise ValueError(f"no float32 weight scale fits a bias of {np.abs(bias).max()}")
     return scale.astype(np.float32)
+
+
+def minimum_pair_scale(rows: FloatArray) -> npt.NDArray[np.float64]:
+    """The smallest scales of int8 weights at which no two neighbours saturate 16 bits.
+
+    x86 CPUs without VNNI multiply uint8 activations by int8 weights with VPMADDUBSW, which adds two
+    neighbouring products in saturating 16 bits: 255 * (a + b) stays within -32,768 to 32,767 if the
+    codes' sum a + b stays within -128 to 128. Each code is rounded by at most 1/2, so that
+    |(w_i + w_(i+1)) / scale| <= 127 is enough. For bell-shaped weights the scale grows by about a
+    third, where 7-bit weights double it.
+
+    Args:
+        rows: weights, shape (C, K), K in the order in which the kernel adds products. All
+            neighbours count, because the first of a pair may stand at an odd place.
+
+    Returns:
+        Shape (C,), >= 0; 0 where there is no pair.
+    """
+    if rows.shape[1] < 2:
+        return np.zeros(rows.shape[0])
+    pairs = rows[:, :-1].astype(np.float64) + rows[:, 1:]
+    return np.asarray(np.abs(pairs).max(axis=1) / 127)
 
 
 def quantize_bias(

@@ -13,7 +13,13 @@ from onnxslim_passes.model import Constant, Graph, Model, Node, Types, Use, Vari
 from onnxslim_passes.numerics.affine import AffineGrid, quantize, weight_grid
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.embeddings import EmbeddingRewriter, is_embedding, objection
-from onnxslim_passes.passes.placement import target_decisions
+from onnxslim_passes.passes.placement import (
+    find_target,
+    needs_narrow_weights,
+    pairs_decision,
+    target_decisions,
+)
+from onnxslim_passes.passes.placement.pairs import pair_scale
 from onnxslim_passes.passes.quantized import integer_decisions, stored_reason
 from onnxslim_passes.passes.selection import Selection
 
@@ -55,12 +61,12 @@ class QuantizeDynamic(Selection, Pass):
         bool, Field(description="store embedding tables (Gather) as int8 rows with a scale each")
     ] = True
     reduce_range: Annotated[
-        bool,
+        bool | None,
         Field(
-            description="7-bit weights, for CPUs without int8 dot products (VNNI), whose 16-bit "
-            "sums saturate otherwise"
+            description="int8 weights scaled so that no two products saturate 16 bits, for x86 "
+            "CPUs without VNNI; none: what the target wants, on cpu if the runtime here saturates"
         ),
-    ] = False
+    ] = None
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Rewrites every node that fits, in all graphs; see `docs/passes/quantize-dynamic.md`."""
@@ -71,7 +77,8 @@ class QuantizeDynamic(Selection, Pass):
         if any(reason is None for _, reason in candidates):
             changed = self._raise_opset(model)
             candidates = list(self._candidates(model))
-        narrow = self.reduce_range or context.target == "cpu-no-vnni"
+        target = find_target(context.target)
+        narrow = needs_narrow_weights(target) if self.reduce_range is None else self.reduce_range
         rewriter = _Rewriter(model, per_channel=self.per_channel, narrow=narrow)
         decisions = []
         for node, reason in candidates:
@@ -83,6 +90,8 @@ class QuantizeDynamic(Selection, Pass):
         if changed:
             model.remove_unused()
         said += target_decisions(model, context.target)
+        if narrow and any(d.taken and d.figures.get("weights") for d in decisions):
+            said.append(pairs_decision(context.target))
         return PassResult(changed=changed, decisions=(*decisions, *said))
 
     def _raise_opset(self, model: Model) -> bool:
@@ -208,7 +217,7 @@ class _Rewriter:
     def __init__(self, model: Model, *, per_channel: bool, narrow: bool) -> None:
         self._model = model
         self._per_channel = per_channel
-        self._levels = (-64, 63) if narrow else None
+        self._narrow = narrow
         self._activations: dict[tuple[Graph, Variable], Node] = {}
         self._weights: dict[tuple[Constant, bool, float], tuple[Constant, Constant, Constant]] = {}
         self._embeddings = EmbeddingRewriter()
@@ -279,9 +288,10 @@ class _Rewriter:
         key = (weight, transposed, gain)
         if key not in self._weights:
             values = weight.values * np.float32(gain)
-            values = values.T if transposed else values
             axis = 1 if self._per_channel else None
-            grid = weight_grid(values, np.int8, axis, levels=self._levels)
+            least = pair_scale(node, values, axis) if self._narrow else 0.0
+            values = values.T if transposed else values
+            grid = weight_grid(values, np.int8, axis).at_least(least)
             self._weights[key] = self._store(weight, values, grid)
         return self._weights[key]
 

@@ -34,6 +34,8 @@ from onnxslim_passes.passes.placement import (
     float_tensors,
     inputs_only,
     insert_pairs,
+    needs_narrow_weights,
+    pairs_decision,
     quantize_rest,
     saturating_sites,
     survey,
@@ -116,8 +118,8 @@ class QuantizeStatic(Selection, Pass):
     reduce_range: Annotated[
         bool | None,
         Field(
-            description="7-bit weights, for CPUs without int8 dot products (VNNI), whose 16-bit "
-            "sums saturate otherwise; none: what the target wants, true on cpu-no-vnni"
+            description="int8 weights scaled so that no two products saturate 16 bits, for x86 "
+            "CPUs without VNNI; none: what the target wants, on cpu if the runtime here saturates"
         ),
     ] = None
     observer: Annotated[
@@ -175,6 +177,8 @@ class QuantizeStatic(Selection, Pass):
         decisions = (*integers, *pairs.decisions, *tables.decisions)
         changed = pairs.changed or tables.changed
         said = target_decisions(model, context.target)
+        if pairs.changed and settled.reduce_range and settled.weights == "int8":
+            said.append(pairs_decision(context.target))
         return PassResult(changed=changed, decisions=(*decisions, *said))
 
     def for_target(self, name: str) -> "QuantizeStatic":
@@ -190,7 +194,7 @@ class QuantizeStatic(Selection, Pass):
             "symmetric": formats.symmetric,
             "weights": formats.weights,
             "per_channel": formats.per_channel,
-            "reduce_range": formats.reduce_range,
+            "reduce_range": needs_narrow_weights(target),
             "placement": formats.placement,
             "embeddings": formats.placement in ("pays", "everywhere"),
         }
@@ -261,12 +265,11 @@ class QuantizeStatic(Selection, Pass):
 
     def _scheme(self, context: Context) -> Scheme:
         formats = find_target(context.target).formats
-        middle = 128 if self.weights == "uint8" else 0
         return Scheme(
             activations=np.dtype(self.activations),
             weights=np.dtype(self.weights),
             per_channel=frozenset(formats.per_channel_operators if self.per_channel else ()),
-            weight_levels=(middle - 64, middle + 63) if self.reduce_range else None,
+            pairs_fit=bool(self.reduce_range),
             symmetric=bool(self.symmetric),
             integer_bias=formats.integer_bias,
             for_cpu=self.placement not in BY_RULE,

@@ -1,3 +1,4 @@
+import hypothesis.extra.numpy as hnp
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_passes.numerics import affine
-from tests.numerics.strategies import weights
+from tests.numerics.strategies import ELEMENTS, weights
 
 CODES = [np.int8, np.uint8, np.int16, np.uint16, ml_dtypes.int4, ml_dtypes.uint4]
 codes = st.sampled_from([np.dtype(kind) for kind in CODES])
@@ -171,6 +172,19 @@ def test_biases_never_saturate_with_the_minimum_weight_scale(bias, input_scale, 
     assert np.abs(codes_).max() <= affine.BIAS_LIMIT
     step = affine.bias_scale(input_scale, scale).astype(np.float64)
     assert (np.abs(codes_ * step - bias) <= 0.5000001 * step).all()
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(0, 9)), elements=ELEMENTS))
+def test_no_pair_saturates_with_the_minimum_pair_scale(rows):
+    grid = affine.weight_grid(rows, axis=0).at_least(affine.minimum_pair_scale(rows))
+    codes = affine.quantize(rows, grid).astype(np.int64)
+    assert np.abs(codes[:, :-1] + codes[:, 1:]).max(initial=0) * 255 < 2**15
+
+
+def test_the_minimum_pair_scale_keeps_most_of_8_bits():
+    rows = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
+    growth = affine.minimum_pair_scale(rows) / (np.abs(rows).max(axis=1) / 127)
+    assert np.median(growth) < 1.4  # 7 bits double the scale
 
 
 def test_a_bias_that_saturates_is_named():

@@ -233,13 +233,11 @@ def test_weights_are_int8_initializers_behind_dequantize_linear() -> None:
 
 def test_types_and_ranges_are_options() -> None:
     model = conv_net(f"y = {CONV}(x, w, b)")
-    quantize(model, weights="uint8", activations="int8", per_channel=False, reduce_range=True)
+    quantize(model, weights="uint8", activations="int8", per_channel=False)
     kinds = {node.op: node for node in model.graph.nodes}
     assert kinds["QuantizeLinear"].inputs[2].dtype == np.int8
     codes = kinds["Conv"].inputs[1].inputs[0].inputs[0]
     assert codes.dtype == np.uint8
-    assert codes.values.min() >= 64
-    assert codes.values.max() <= 191
 
 
 def test_a_shared_weight_is_stored_once() -> None:

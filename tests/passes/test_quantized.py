@@ -16,7 +16,7 @@ from onnxslim_passes.model import Model, load
 from onnxslim_passes.passes import PASSES
 from onnxslim_passes.passes.base import Context, PassResult
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
-from onnxslim_passes.runtime import open_session, optimized_graph
+from onnxslim_passes.runtime import open_session, optimized_graph, saturates_pairs
 
 Array = npt.NDArray[Any]
 
@@ -169,24 +169,38 @@ HALF = {
 }
 
 
+def moved(codes: bytes) -> bytes:
+    """int8 codes as uint8 ones, their zero point 128."""
+    return (np.frombuffer(codes, np.int8) ^ np.int8(-128)).tobytes()
+
+
+def completed(pairs: bool) -> QuantizeStatic:
+    return QuantizeStatic(placement="everywhere", reduce_range=pairs)
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["as stored", "pairs fit"])
 @pytest.mark.parametrize("kind", HALF)
-def test_float_activations_are_completed(kind: str) -> None:
+def test_float_activations_are_completed(kind: str, pairs: bool) -> None:
     shape, body, operator = HALF[kind]
     model, reference = build(body, shape), build(body, shape)
     codes = {c.name: c.values.tobytes() for c in model.constants() if c.name in CONSTANTS}
     samples = Samples.from_feeds(feeds(shape))
-    result = QuantizeStatic(placement="everywhere").apply(model, Context(samples=samples))
+    result = completed(pairs).apply(model, Context(samples=samples))
     assert result.changed
     (said,) = [d for d in result.decisions if "as they were stored" in d.reason]
     assert said.taken
-    # The weight and its grid are the same bytes as before.
+    # The weight and its grid are the same bytes as before; as uint8 where pairs would saturate.
     after = {c.name: c.values.tobytes() for c in model.constants()}
     kept = [name for name in codes if "8" in name or name in ("s", "s16")]
-    assert all(after[name] == codes[name] for name in kept)
+    shifted = {name: after.get(f"{name}_unsigned") for name in kept if name not in after}
+    assert all(after.get(name, codes[name]) == codes[name] for name in kept)
+    assert all(value == moved(codes[name]) for name, value in shifted.items())
+    assert len(shifted) == (pairs and "uint8" not in kind)
     assert operator in {node.op_type for node in optimized_graph(model, weights=False).graph.node}
-    with open_session(reference) as before, open_session(model) as now:
-        assert compare_outputs(before, now, feeds(shape)).sqnr_db > 35  # 8 bits: 40 dB and more
-    assert not QuantizeStatic(placement="everywhere").apply(model, Context(samples=samples)).changed
+    if pairs or not saturates_pairs():
+        with open_session(reference) as before, open_session(model) as now:
+            assert compare_outputs(before, now, feeds(shape)).sqnr_db > 35  # 8 bits: over 40 dB
+    assert not completed(pairs).apply(model, Context(samples=samples)).changed
 
 
 REFUSED = {

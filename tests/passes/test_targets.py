@@ -24,6 +24,8 @@ CONSTANTS = {
     "i2": np.zeros(2, np.int8),
     "wide": np.array([[[[100]]], [[[-100]]]], np.int8),
     "narrow": np.array([[[[60]]], [[[-60]]]], np.int8),
+    "heavy": np.array([[[[100]], [[29]]]], np.int8),
+    "light": np.array([[[[100]], [[28]]]], np.int8),
     "unsigned": np.array([[[[100]]], [[[200]]]], np.uint8),
     "m": np.array([[1, 2], [3, 4]], np.int8),
     "b": np.array([5, 6], np.int32),
@@ -71,9 +73,9 @@ CASES = {
         pair("x", "d", "h0") + conv("narrow", "i0", "d"),
         UNSIGNED + conv("wide", "i0", "d"),
     ),
-    ("cpu-no-vnni", "weight-range"): (
-        UNSIGNED + conv("wide", "i0", "d"),
-        UNSIGNED + conv("narrow", "i0", "d"),
+    ("cpu-no-vnni", "weight-pairs"): (
+        UNSIGNED + conv("heavy", "i0", "d"),
+        UNSIGNED + conv("light", "i0", "d"),
     ),
     ("tensorrt", "zero-points"): (
         UNSIGNED + conv("narrow", "i0", "d"),

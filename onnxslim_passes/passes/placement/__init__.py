@@ -18,9 +18,15 @@ from onnxslim_passes.passes.placement.insertion import (
 )
 from onnxslim_passes.passes.placement.islands import border_decisions, unfused_sites
 from onnxslim_passes.passes.placement.operators import CPU, Costs
+from onnxslim_passes.passes.placement.pairs import pairs_decision
 from onnxslim_passes.passes.placement.saturation import without_flat_ends
 from onnxslim_passes.passes.placement.sites import Site, Survey, survey
-from onnxslim_passes.passes.placement.targets import TARGETS, Target, find_target
+from onnxslim_passes.passes.placement.targets import (
+    TARGETS,
+    Target,
+    find_target,
+    needs_narrow_weights,
+)
 from onnxslim_passes.passes.placement.violations import Violation, check_target, target_decisions
 
 __all__ = [
@@ -43,6 +49,8 @@ __all__ = [
     "float_tensors",
     "inputs_only",
     "insert_pairs",
+    "needs_narrow_weights",
+    "pairs_decision",
     "quantize_rest",
     "saturating_sites",
     "survey",

@@ -32,6 +32,7 @@ from onnxslim_passes.passes.placement.operators import (
     SELF_QUANTIZED,
     SLOW_UPSTREAM,
 )
+from onnxslim_passes.passes.placement.pairs import pair_scale, pairs_fit
 from onnxslim_passes.passes.placement.sites import Site, Survey
 
 Array = npt.NDArray[Any]
@@ -50,7 +51,7 @@ class Scheme:
         weights: dtype of weights, symmetric.
         per_channel: operators whose weights get a scale for each output channel, where they have
             such an axis.
-        weight_levels: (lowest, highest) weight code in use; None for all.
+        pairs_fit: int8 weights have scales at which no pair of products saturates 16 bits.
         symmetric: zero points of activations in the middle of the range.
         integer_bias: biases as int32; else they stay float.
         for_cpu: with what this CPU's runtime needs: copies where it would otherwise move or widen
@@ -60,7 +61,7 @@ class Scheme:
     activations: np.dtype[Any]
     weights: np.dtype[Any]
     per_channel: frozenset[str]
-    weight_levels: tuple[int, int] | None = None
+    pairs_fit: bool = False
     symmetric: bool = False
     integer_bias: bool = True
     for_cpu: bool = True
@@ -297,6 +298,9 @@ def _insert_weights(
     for constant, users in shared.items():
         if users[0].grid is not None:
             # Stored as integers before: they stay, and so does their DequantizeLinear.
+            saturates = scheme.pairs_fit and constant.dtype == np.int8
+            if saturates and any(not pairs_fit(site.node, constant.values) for site in users):
+                constant = _made_unsigned(model.graph, constant, users)
             inserted[str(constant.name)] = tuple(users)
             for site in users:
                 assert site.grid is not None  # all users of these codes have one
@@ -304,13 +308,30 @@ def _insert_weights(
             continue
         axis = _scale_axis(users, scheme)
         values = constant.values * _gain(users[0].node)
-        grid = _grid_for_biases(values, axis, users, grids, scheme)
+        grid = _grid_without_saturation(values, axis, users, grids, scheme)
         codes = _weight_codes(model.graph, constant.name, values, grid, users)
         inserted[codes.name] = tuple(users)
         for site in users:
             _insert_bias(model.graph, site, grids[site.inputs[0]], grid, scheme)
     model.remove_unused()
     return inserted
+
+
+def _made_unsigned(graph: Graph, codes: Constant, users: list[Site]) -> Constant:
+    """int8 codes as uint8 ones of the same numbers: slower kernels, which do not saturate."""
+    unsigned = graph.add_constant(f"{short(codes.name)}_unsigned", _shifted(codes.values))
+    for site in users:
+        restore = site.node.inputs[1].inputs[0]
+        scale = restore.inputs[1]
+        given = restore.inputs[2].values if len(restore.inputs) > 2 else np.zeros_like(scale.values)
+        hint = f"{short(codes.name)}_zero_point"
+        zero_point = graph.add_constant(hint, _shifted(given))
+        restore.inputs = [unsigned, scale, zero_point]
+    return unsigned
+
+
+def _shifted(codes: Array) -> npt.NDArray[np.uint8]:
+    return (codes.astype(np.int16) + 128).astype(np.uint8)
 
 
 def _scale_axis(users: list[Site], scheme: Scheme) -> int | None:
@@ -333,29 +354,23 @@ def _bias_values(site: Site, channels: int) -> Array | None:
     return np.broadcast_to(site.bias.values.reshape(-1) * beta, (channels,))
 
 
-def _grid_for_biases(
+def _grid_without_saturation(
     values: Array,
     axis: int | None,
     users: list[Site],
     grids: Mapping[Variable, AffineGrid],
     scheme: Scheme,
 ) -> AffineGrid:
-    """The weights' grid, with scales raised until no bias of a user saturates."""
-    grid = weight_grid(values, scheme.weights, axis, levels=scheme.weight_levels)
-    scale = grid.scale
+    """The weights' grid, with scales raised until no bias of a user and no pair saturates."""
+    grid = weight_grid(values, scheme.weights, axis)
     for site in users:
+        if scheme.pairs_fit and scheme.weights == np.int8:
+            grid = grid.at_least(pair_scale(site.node, values, axis))
         bias = _bias_values(site, _channels(site, values.shape))
         if bias is not None and scheme.integer_bias:
             least = minimum_weight_scale(bias, float(grids[site.inputs[0]].scale))
-            scale = np.maximum(scale, least if axis is not None else least.max())
-    return AffineGrid(
-        scale=np.asarray(scale, np.float32),
-        zero_point=grid.zero_point,
-        dtype=grid.dtype,
-        axis=grid.axis,
-        qmin=grid.qmin,
-        qmax=grid.qmax,
-    )
+            grid = grid.at_least(least if axis is not None else least.max())
+    return grid
 
 
 def _channels(site: Site, shape: Sequence[int]) -> int:

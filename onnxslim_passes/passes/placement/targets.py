@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnxslim_passes.errors import unknown_name
+from onnxslim_passes.passes.placement.pairs import PAIR_LIMIT
+from onnxslim_passes.runtime import saturates_pairs
 
 RuleKind = Literal[
     "activation-types",
     "weight-types",
     "zero-points",
     "per-channel",
-    "weight-range",
+    "weight-pairs",
     "no-operators",
     "bias-types",
     "bias-zero-point",
@@ -91,7 +93,8 @@ class Formats:
         per_channel: a weight scale for each output channel.
         per_channel_operators: the operators for which there may be such.
         integer_bias: biases as int32 behind DequantizeLinear; else they stay float.
-        reduce_range: 7-bit weights.
+        reduce_range: int8 weights whose pairs of products fit 16 bits; None: if the runtime here
+            needs it, which is asked of it.
         placement: where pairs go.
     """
 
@@ -101,7 +104,7 @@ class Formats:
     per_channel: bool = True
     per_channel_operators: tuple[str, ...] = ("Conv", "ConvTranspose", "MatMul", "Gemm")
     integer_bias: bool = True
-    reduce_range: bool = False
+    reduce_range: bool | None = False
     placement: Placement
 
 
@@ -212,9 +215,11 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         Target(
             name="cpu",
-            title="ONNX Runtime on a CPU with int8 dot products (x86 with VNNI, Arm with dotprod)",
+            title="ONNX Runtime on the CPU that runs this command",
             runs_here=True,
-            formats=Formats(activations="uint8", weights="int8", placement="pays"),
+            formats=Formats(
+                activations="uint8", weights="int8", reduce_range=None, placement="pays"
+            ),
             rules=_CPU_RULES,
         ),
         Target(
@@ -227,11 +232,11 @@ TARGETS: Mapping[str, Target] = {
             rules=(
                 *_CPU_RULES,
                 Rule(
-                    name="weight-range",
-                    kind="weight-range",
-                    says="int8 weights next to uint8 activations have 7 bits: VPMADDUBSW saturates "
-                    "its 16-bit sums",
-                    allowed=("-64", "64"),
+                    name="weight-pairs",
+                    kind="weight-pairs",
+                    says="neighbouring int8 weights next to uint8 activations add up to at most "
+                    "128: VPMADDUBSW saturates 16-bit sums of two products",
+                    allowed=(str(PAIR_LIMIT),),
                     required=False,
                     reference=_ORT_REDUCE_RANGE,
                 ),
@@ -478,3 +483,9 @@ def find_target(name: str) -> Target:
     if name not in TARGETS:
         raise unknown_name("target", name, TARGETS)
     return TARGETS[name]
+
+
+def needs_narrow_weights(target: Target) -> bool:
+    """Whether pairs of products must fit 16 bits; for this CPU, the runtime is asked."""
+    narrow = target.formats.reduce_range
+    return saturates_pairs() if narrow is None else narrow

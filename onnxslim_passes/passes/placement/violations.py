@@ -16,6 +16,7 @@ from onnx import TensorProto
 from onnxslim_passes.model import Constant, Model, Node, Types, Variable
 from onnxslim_passes.passes.placement.by_rule import PARAMETERIZED
 from onnxslim_passes.passes.placement.operators import CLAMPS, WEIGHT_OPERATORS
+from onnxslim_passes.passes.placement.pairs import largest_pair
 from onnxslim_passes.passes.placement.targets import Reference, Rule, RuleKind, find_target
 from onnxslim_passes.report.records import Decision
 
@@ -223,8 +224,8 @@ def _per_channel(facts: _Facts, rule: Rule) -> Iterator[Found]:
             )
 
 
-def _weight_range(facts: _Facts, rule: Rule) -> Iterator[Found]:
-    low, high = (int(limit) for limit in rule.allowed)
+def _weight_pairs(facts: _Facts, rule: Rule) -> Iterator[Found]:
+    limit = int(rule.allowed[0])
     for node, taker in facts.stored_weights():
         codes = _constant(node, 0)
         data = _maker(taker.inputs[0])
@@ -233,9 +234,10 @@ def _weight_range(facts: _Facts, rule: Rule) -> Iterator[Found]:
         )
         if not unsigned or codes is None or codes.dtype != np.int8 or not codes.size:
             continue
-        first, last = int(codes.min()), int(codes.max())
-        if first < low or last > high:
-            yield taker.where, f"int8 codes from {first} to {last}", f"codes from {low} to {high}"
+        largest = largest_pair(taker, codes)
+        if largest > limit:
+            found = f"neighbouring int8 codes that add up to {largest}"
+            yield taker.where, found, f"at most {limit}"
 
 
 def _bias_types(facts: _Facts, rule: Rule) -> Iterator[Found]:
@@ -406,7 +408,7 @@ CHECKS: Mapping[RuleKind, Callable[[_Facts, Rule], Iterator[Found]]] = {
     "weight-types": _weight_types,
     "zero-points": _zero_points,
     "per-channel": _per_channel,
-    "weight-range": _weight_range,
+    "weight-pairs": _weight_pairs,
     "no-operators": _no_operators,
     "bias-types": _bias_types,
     "bias-zero-point": _bias_zero_point,
