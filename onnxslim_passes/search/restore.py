@@ -106,8 +106,9 @@ def restore(
         )
 
     drops = {0: drop_of(result.model)}
-    # With all of them in float nothing would be left of what was asked for.
-    counts = _Counts(max(len(ranked) - 1, 0), drops, limit)
+    # With all weights in float nothing would be left of what was asked for.
+    most = max((rank for rank, layer in enumerate(ranked) if layer.weights), default=0)
+    counts = _Counts(most, drops, limit)
     for count in shown.track(counts, "Restoring layers", MAX_RUNS - 1):
         drops[count] = drop_of(run(override(count).passes, measure=False).model)
     best = counts.best()
