@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,8 @@ LOSSLESS_DB = 60.0
 ROUNDING_ERROR = 1e-6
 ROUNDING_DB = 20.0
 
-# Feeds that the outputs are compared on; more would cost time and change no verdict.
+# Feeds that the outputs are compared on, spread over the samples. A quarter of them would not do:
+# on text lines a few carry most of the error, and 16 of 64 gave 24.3 dB instead of 19.9 dB.
 VERIFICATION_FEEDS = 64
 
 # Passes that tune may follow any of these.
@@ -287,8 +287,8 @@ class _Judge:
             samples = self._random(reference, seed)
         self._samples = samples
         self.first_feed = next(iter(self._feeds()), None)
-        self._count = sum(1 for _ in self._feeds()) if samples is not None else 0
-        self.description = "" if samples is None else f"{self._count} feeds of {samples.name}"
+        self._count = sum(1 for _ in self._feeds())
+        self.description = _description(samples, self._count)
 
     def _random(self, reference: Session, seed: int) -> Samples | None:
         try:
@@ -305,7 +305,7 @@ class _Judge:
     def _feeds(self) -> Iterable[Mapping[str, Any]]:
         if self._samples is None:
             return ()
-        return islice(self._samples.feeds(self._reference.inputs), VERIFICATION_FEEDS)
+        return self._samples.feeds(self._reference.inputs, most=VERIFICATION_FEEDS)
 
     def verdict(self, model: Model, label: str) -> Fidelity | None:
         """The error against the original.
@@ -357,6 +357,17 @@ class _Judge:
             for feed in self._progress.track((self.first_feed,), "Measuring latency"):
                 figures = asdict(compare_latency(self._reference, candidate, feed))
         return figures
+
+
+def _description(samples: Samples | None, used: int) -> str:
+    if samples is None:
+        return ""
+    total = samples.feed_count
+    return (
+        f"{used} feeds of {samples.name}"
+        if used == total
+        else (f"{used} of {total} feeds of {samples.name}")
+    )
 
 
 def _is_faulty(output: OutputFidelity) -> bool:

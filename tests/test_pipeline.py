@@ -167,6 +167,14 @@ def test_a_run_accounts_for_itself(model: Model, samples: Samples) -> None:
     assert [d.where for _, d in manifest.decisions] == ["w", "v"]
 
 
+def test_outputs_are_compared_on_feeds_spread_over_the_samples(
+    model: Model, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxslim_passes.pipeline.VERIFICATION_FEEDS", 2)
+    report = Pipeline([Scale()], store=False).run(model, samples=samples).report
+    assert report.samples == "2 of 3 feeds of feeds"
+
+
 def test_the_same_seed_gives_the_same_bytes(model: Model, samples: Samples) -> None:
     runs = [Pipeline([Scale()]).run(model, samples=samples, seed=1).model for _ in range(2)]
     assert serialized(runs[0]) == serialized(runs[1])

@@ -27,3 +27,13 @@ def test_the_top_imports_nothing_heavy() -> None:
     code = "import sys, onnxslim_passes as p; print({'onnx', 'onnxruntime'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_recipes_without_clusters_or_placement_import_neither_of_their_libraries() -> None:
+    """scikit-learn takes a second and 75 MB, which is more than quantizing a small model takes."""
+    code = (
+        "import sys; import onnxslim_passes.pipeline, onnxslim_passes.recipe as r; "
+        "r.Recipe.open('int8'); print({'sklearn', 'scipy'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

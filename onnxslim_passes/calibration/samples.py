@@ -140,10 +140,23 @@ class Samples:
             pass
         self._checked = tuple(inputs)
 
-    def feeds(self, inputs: Sequence[InputSpec]) -> Iterator[Feed]:
-        """Yields checked feeds from the start; see `check` for the errors."""
-        for item in self._items(inputs):
-            yield dict(item.arrays)
+    def feeds(self, inputs: Sequence[InputSpec], *, most: int | None = None) -> Iterator[Feed]:
+        """Yields checked feeds from the start; see `check` for the errors.
+
+        Args:
+            inputs: What the model takes.
+            most: With more feeds than this, as many evenly spread ones, the first among them.
+        """
+        total = 0 if most is None else self._total(inputs)
+        for index, item in enumerate(self._items(inputs)):
+            if most is None or total <= most or index * most % total < most:
+                yield dict(item.arrays)
+
+    def _total(self, inputs: Sequence[InputSpec]) -> int:
+        """How many feeds there are; reads them unless that is known."""
+        if self.feed_count is None:
+            self.check(inputs)
+        return self.feed_count or 0
 
     def labelled(self, inputs: Sequence[InputSpec]) -> Iterator[tuple[Feed, Array]]:
         """Yields checked feeds with their labels.

@@ -36,7 +36,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import kmeans_plusplus
 
 from onnxslim_passes.numerics.arrays import (
     FloatArray,
@@ -475,6 +474,9 @@ def _initial(histogram: Histogram, clusters: int, init: Init, seed: int, pin: fl
         shares = (np.arange(clusters) + 0.5) / clusters * cumulative[-1]
         centroids = points[np.searchsorted(cumulative, shares)]
     else:
+        # Here, because the import takes a second and 75 MB, and most recipes do without.
+        from sklearn.cluster import kmeans_plusplus
+
         count = min(clusters, points.size)
         chosen, _ = kmeans_plusplus(
             points[:, None], count, sample_weight=weights, random_state=seed % (1 << 32)

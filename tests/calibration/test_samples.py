@@ -337,6 +337,14 @@ def test_feeds_in_memory_are_restartable() -> None:
     assert once.fingerprint() == again.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("most", "expected"), [(1, [1]), (3, [1, 4, 7]), (9, list(range(1, 10))), (20, [*range(1, 10)])]
+)
+def test_at_most_so_many_feeds_evenly_spread(most: int, expected: list[int]) -> None:
+    samples = Samples.from_feeds({"x": rows(n)} for n in range(1, 10))
+    assert [len(f["x"]) for f in samples.feeds(X, most=most)] == expected
+
+
 def test_fingerprint_follows_the_data(tmp_path: Path) -> None:
     path = savez(tmp_path, x=rows(3))
     first = Samples.open(path).fingerprint()
