@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from onnxslim_passes.errors import unknown_name
 from onnxslim_passes.model import Model, Role, Weight
-from onnxslim_passes.numerics.clustering import distinct_values
 from onnxslim_passes.numerics.distortion import sqnr_db
+from onnxslim_passes.numerics.histograms import distinct_values
 from onnxslim_passes.numerics.weight_formats import (
     BLOCK_SCALE_BITS,
     BlockLayout,

@@ -17,7 +17,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"scope": "global", "sparsity": 0.6, "min_elements": 1},
         {"threshold": 1.0, "min_elements": 1},
     ],
-    "cluster-weights": [{"bits": 2, "min_elements": 1}, {"clusters": 5, "per": "channel"}],
+    "cluster-weights": [
+        {"bits": 2, "min_elements": 1},
+        {"clusters": 5, "per": "channel"},
+        {"sqnr_db": 15, "method": "gmm", "min_elements": 1},
+        {"max_error": 0.1, "per": "block", "block_size": 64},
+    ],
     "quantize-static": [
         {"placement": "everywhere"},
         {"placement": "everywhere", "per_channel": False, "activations": "int8"},

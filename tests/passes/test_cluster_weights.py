@@ -110,20 +110,95 @@ def test_a_codebook_larger_than_the_weight_is_not_made() -> None:
     assert "the table and 72 indices of 8 bits take no less" in decisions["conv"].reason
 
 
-def test_zeros_stay_zeros() -> None:
+@pytest.mark.parametrize("options", [{}, {"method": "gmm"}, {"sqnr_db": 15}, {"per": "channel"}])
+def test_zeros_stay_zeros(options: dict[str, Any]) -> None:
     conv = noise(32, 8, 3, 3)
     conv[np.abs(conv) < 0.1] = 0
     model = network(conv, noise(32, 60))
-    cluster(model, bits=3)
+    cluster(model, **({"bits": 3} if "sqnr_db" not in options else {}), **options)
     clustered = values(model, "conv")
     assert np.array_equal(clustered == 0, conv == 0)
     assert not np.signbit(clustered[clustered == 0]).any()
 
 
+def test_a_mixture_errs_more_than_the_least_squares() -> None:
+    best, mixed = usual(), usual()
+    _, least = cluster(best)
+    _, decisions = cluster(mixed, method="gmm")
+    assert np.unique(values(mixed, "conv")).size == 16
+    assert float(decisions["conv"].figures["sqnr_db"]) < float(least["conv"].figures["sqnr_db"])
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("target", [6.0, 20.0])
+def test_the_fewest_bits_that_hold_the_ratio(target: float, per: str) -> None:
+    conv = noise(8, 64, 3, 3)
+    model = network(conv, noise(8, 600))
+    _, decisions = cluster(model, sqnr_db=target, per=per)
+    figures = decisions["conv"].figures
+    assert float(figures["sqnr_db"]) >= target
+    less = network(conv, noise(8, 600))
+    bits = int(figures["bits"])
+    _, one_less = cluster(less, bits=max(1, bits - 1), per=per)
+    assert bits == 1 or float(one_less["conv"].figures["sqnr_db"]) < target
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("part", [0.3, 0.06, 0.02])
+def test_the_fewest_bits_that_hold_the_largest_error(part: float, per: str) -> None:
+    scales = np.geomspace(0.1, 10, 8, dtype=np.float32)[:, None, None, None]
+    conv = noise(8, 64, 3, 3) * scales
+    model = network(conv, noise(8, 600))
+    _, decisions = cluster(model, max_error=part, per=per)
+    assert decisions["conv"].taken
+    moved = np.abs(values(model, "conv") - conv).reshape(8, -1).max(axis=1)
+    largest = np.abs(conv).reshape(8, -1).max(axis=1)
+    assert (moved <= part * (largest if per == "channel" else largest.max())).all()
+    # Even intervals need 1 / part values: these are at most as many, to a power of two.
+    assert int(decisions["conv"].figures["bits"]) <= np.ceil(np.log2(1 / part))
+
+
+def test_a_target_out_of_reach_is_said() -> None:
+    model = network(noise(32, 64, 3, 3), noise(32, 600))
+    result, decisions = cluster(model, sqnr_db=90, exclude=("table",))
+    assert not result.changed
+    assert decisions["conv"].reason == "8 bits do not hold sqnr_db=90.0"
+    _, decisions = cluster(model, max_error=1e-6, exclude=("table",))
+    assert decisions["conv"].reason == "8 bits do not hold max_error=1e-06"
+
+
+def test_a_target_leaves_weights_alone_that_would_need_too_large_tables() -> None:
+    model = network(noise(32, 8, 3, 3), noise(32, 60))
+    _, decisions = cluster(model, sqnr_db=40, per="channel")
+    assert "take no less than it does" in decisions["conv"].reason
+    assert np.unique(values(model, "conv")).size == 32 * 72
+
+
+@pytest.mark.parametrize("target", [{"sqnr_db": 18}, {"max_error": 0.05}])
+def test_a_second_run_towards_a_target_changes_nothing(target: dict[str, Any]) -> None:
+    model = usual()
+    first, _ = cluster(model, **target)
+    second, decisions = cluster(model, **target)
+    assert first.changed
+    assert not second.changed
+    assert "values already" in decisions["conv"].reason
+
+
+def test_blocks_have_their_own_values() -> None:
+    conv = noise(8, 64, 3, 3) * np.geomspace(0.01, 1, 64, dtype=np.float32)[:, None, None]
+    model = network(conv, noise(8, 600))
+    _, decisions = cluster(model, bits=2, per="block", block_size=64)
+    assert decisions["conv"].reason == (
+        "blocks of 64 elements of a channel along axis 0 share 4 values each"
+    )
+    blocks = values(model, "conv").reshape(-1, 64)
+    assert max(np.unique(block).size for block in blocks) == 4
+
+
 @settings(max_examples=12)
 @given(
-    st.sampled_from(["linear", "density", "kmeans++"]),
-    st.sampled_from(["tensor", "channel"]),
+    st.sampled_from(["optimal", "linear", "density", "kmeans++"]),
+    st.sampled_from(["tensor", "channel", "block"]),
     st.integers(2, 20),
     st.integers(0, 100),
 )
@@ -192,7 +267,7 @@ def test_uses_that_agree_on_no_channel_share_one_set() -> None:
     )
     proto.graph.initializer.append(numpy_helper.from_array(noise(32, 32), "w"))
     _, decisions = cluster(Model.from_proto(proto), per="channel")
-    assert "its uses agree on no channel axis, so one set for the tensor" in decisions["w"].reason
+    assert "its uses agree on no channel axis" in decisions["w"].reason
 
 
 @pytest.mark.parametrize(
@@ -203,8 +278,13 @@ def test_uses_that_agree_on_no_channel_share_one_set() -> None:
         ({"clusters": 1}, "greater than or equal to 2"),
         ({"clusters": 257}, "less than or equal to 256"),
         ({"bits": 4, "clusters": 16}, "exclude each other"),
-        ({"per": "row"}, "'tensor' or 'channel'"),
-        ({"init": "random"}, "'linear', 'density' or 'kmeans\\+\\+'"),
+        ({"per": "row"}, "'tensor', 'channel' or 'block'"),
+        ({"init": "random"}, "'optimal', 'linear', 'density' or 'kmeans\\+\\+'"),
+        ({"sqnr_db": 20, "bits": 3}, "bits and sqnr_db exclude each other"),
+        ({"max_error": 1.5}, "less than 1"),
+        ({"max_error": 0.1, "method": "gmm"}, "max_error has a k-means of its own"),
+        ({"max_error": 0.1, "init": "linear"}, "max_error has a k-means of its own"),
+        ({"block_size": 64}, "block_size is for per=block; per is tensor"),
         ({"bitz": 4}, "bitz"),
     ],
 )
