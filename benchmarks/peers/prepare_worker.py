@@ -3,6 +3,7 @@
 python -m peers.prepare_worker MODEL OUT symbolic|plain
 """
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -26,8 +27,10 @@ def prepare(source: Path, target: Path, *, symbolic: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "converted.onnx"
         onnx.save(model, converted)
-        quant_pre_process(str(converted), str(target), skip_symbolic_shape=not symbolic)
+        # It leaves files in the current folder, one as large as the model.
+        with contextlib.chdir(folder):
+            quant_pre_process(str(converted), str(target), skip_symbolic_shape=not symbolic)
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]), Path(sys.argv[2]), symbolic=sys.argv[3] == "symbolic")
+    prepare(Path(sys.argv[1]), Path(sys.argv[2]).absolute(), symbolic=sys.argv[3] == "symbolic")
