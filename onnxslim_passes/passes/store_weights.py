@@ -1,10 +1,11 @@
 """Stores each weight in the fewest bytes that standard operators turn back into it, bit for bit.
 
 The values are not changed. A weight of K distinct values becomes a table and codes of
-ceil(log2 K) bits that a Gather looks up; a weight of mostly zeros a sparse initializer; most
-weights stay as they are. The choice is made by computed bytes, the decoder's nodes included, so
-that a file never grows. ONNX Runtime folds the decoders when it loads the file: the graph that
-runs is the one of the dense model, which is checked before this pass returns.
+ceil(log2 K) bits that a Gather looks up; a weight of many zeros a mask or the gaps between the
+others, and those others; most weights stay as they are. The choice is made by computed bytes, the
+decoder's nodes included, so that a file never grows. ONNX Runtime folds the decoders when it loads
+the file: the graph that runs is the one of the dense model, which is checked before this pass
+returns.
 """
 
 from collections.abc import Iterator
@@ -46,8 +47,21 @@ EncodingName = Literal[
     "codebook-uint4",
     "codebook-packed",
     "codebook-sparse",
+    "bitmask",
+    "rice",
     "grid",
 ]
+
+# Tensors and operators that every runtime has had for years.
+_PORTABLE: tuple[EncodingName, ...] = (
+    *("sparse", "fill", "narrow", "codebook-uint8", "codebook-uint4", "codebook-packed"),
+    *("codebook-sparse", "grid"),
+)
+Level = Literal["portable", "compact"]
+_LEVELS: dict[Level, tuple[EncodingName, ...]] = {
+    "portable": _PORTABLE,
+    "compact": (*_PORTABLE, "bitmask", "rice"),
+}
 
 _TYPES = frozenset(
     np.dtype(kind)
@@ -82,7 +96,9 @@ class _Item:
 class _Survey:
     """What is known of a model before any of its constants is priced, and the decisions so far."""
 
-    def __init__(self, model: Model, context: Context) -> None:
+    def __init__(self, model: Model, context: Context, options: "StoreWeights") -> None:
+        self._encodings = frozenset(options.allowed)
+        self._strip_safe = options.strip_safe
         self.stored = decoder_constants(model)
         self.weights = {weight.constant: weight for weight in model.weights()}
         self.progress = context.progress
@@ -94,7 +110,16 @@ class _Survey:
     def site(self, graph: Graph) -> Site:
         """What this graph allows."""
         as_nodes = graph.is_function or self._ir_version < 4
-        return Site(graph.opset, self._ir_version, as_nodes, self._name_bytes)
+        # In functions ONNX Runtime does not read what is declared of inner tensors.
+        strip_safe = self._strip_safe or graph.is_function
+        return Site(
+            graph.opset,
+            self._ir_version,
+            as_nodes,
+            self._name_bytes,
+            encodings=self._encodings,
+            strip_safe=strip_safe,
+        )
 
 
 @pass_options
@@ -111,16 +136,35 @@ class StoreWeights(Selection, Pass):
     )
     lossless: ClassVar[bool] = True
 
+    level: Annotated[
+        Level,
+        Field(
+            description="portable: tables and sparse initializers, which every runtime rebuilds at "
+            "once; compact: masks and gaps too, which ONNX Runtime folds at load"
+        ),
+    ] = "compact"
     encodings: Annotated[
-        tuple[EncodingName, ...],
-        Field(description="ways to store a weight that may be chosen; dense always may"),
-    ] = (
-        *("sparse", "fill", "narrow", "codebook-uint8", "codebook-uint4", "codebook-packed"),
-        *("codebook-sparse", "grid"),
-    )
+        tuple[EncodingName, ...] | None,
+        Field(
+            description="ways to store a weight that may be chosen, instead of those of the level; "
+            "dense always may"
+        ),
+    ] = None
+    strip_safe: Annotated[
+        bool,
+        Field(
+            description="rely on no declared shapes, so that files fold even after a tool has "
+            "removed those; loads slower"
+        ),
+    ] = False
     min_elements: Annotated[
         int, Field(ge=2, description="smaller constants are left as they are")
     ] = 32
+
+    @property
+    def allowed(self) -> tuple[EncodingName, ...]:
+        """The encodings that may be chosen."""
+        return _LEVELS[self.level] if self.encodings is None else self.encodings
 
     def requires(self, model: Model) -> None:
         """Sees that names in `include`, `exclude` and `op_types` occur in the model."""
@@ -128,7 +172,7 @@ class StoreWeights(Selection, Pass):
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Stores what gets smaller by it, after proof that the runtime folds it."""
-        survey = _Survey(model, context)
+        survey = _Survey(model, context, self)
         items: list[_Item] = []
         replacements: dict[Replacement, _Item] = {}
         names = short_names()
@@ -197,7 +241,7 @@ class StoreWeights(Selection, Pass):
         offers = [
             Offer(plan, site)
             for name, encoding in ENCODINGS.items()
-            if name == "dense" or name in self.encodings
+            if site.allows(name)
             for plan in encoding.plans(contents, site)
         ]
         present = offers[0]
@@ -270,6 +314,8 @@ def _describe(plan: Plan) -> str:
         parts.append(f"{figures['bits']}-bit codes")
     if "density" in figures:
         parts.append(f"{figures['density']:.1%} stored")
+    if "values" in figures:
+        parts.append(f"values {figures['values']}")
     if "type" in figures:
         parts.append(f"as {figures['type']}")
     if "block" in figures:

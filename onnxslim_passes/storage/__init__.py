@@ -17,6 +17,7 @@ from onnxslim_passes.storage.dense import Dense
 from onnxslim_passes.storage.fill import Fill
 from onnxslim_passes.storage.grid import Grid
 from onnxslim_passes.storage.narrow import Narrow
+from onnxslim_passes.storage.scattered import Bitmask, Rice
 from onnxslim_passes.storage.sparse import Sparse
 
 # In the order in which equal prices are resolved: the simplest decoder first.
@@ -31,6 +32,8 @@ ENCODINGS: dict[str, Encoding] = {
         CodebookUint4(),
         CodebookPacked(),
         CodebookSparse(),
+        Bitmask(),
+        Rice(),
         Grid(),
     )
 }

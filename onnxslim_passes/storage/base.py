@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto, helper
+from onnx import (
+    AttributeProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+)
 
 if TYPE_CHECKING:
     from onnxslim_passes.storage.contents import Contents
@@ -75,11 +82,20 @@ class Step:
         op: operator of the default domain.
         inputs: what it reads.
         attrs: attributes, as sorted pairs so that steps can be compared.
+        shape: the shape of the output, int64, declared in the file; only where ONNX Runtime cannot
+            infer it (NonZero), and does not fold without.
     """
 
     op: str
     inputs: tuple["Expression", ...]
     attrs: tuple[tuple[str, int | tuple[int, ...]], ...] = ()
+    shape: tuple[int, ...] | None = None
+
+    def declaration(self, name: str) -> ValueInfoProto | None:
+        """What is declared of the output under a name, or None."""
+        if self.shape is None:
+            return None
+        return helper.make_tensor_value_info(name, TensorProto.INT64, self.shape)
 
 
 Expression: TypeAlias = Payload | Literal | Step
@@ -99,12 +115,22 @@ class Site:
         ir_version: of the model.
         as_nodes: constants are written as `Constant` nodes: in functions, and before IR version 4.
         name_bytes: length of the names that new tensors will have, at most.
+        encodings: names of those that may be used, also for the parts of another one; dense always
+            may.
+        strip_safe: decoders declare no shapes, so that they fold even after a tool has removed the
+            declarations, at the price of slower loading.
     """
 
     opset: int
     ir_version: int = 8
     as_nodes: bool = False
     name_bytes: int = 2
+    encodings: frozenset[str] | None = None
+    strip_safe: bool = False
+
+    def allows(self, encoding: str) -> bool:
+        """Whether an encoding may be used here."""
+        return self.encodings is None or encoding == "dense" or encoding in self.encodings
 
     @property
     def sparse(self) -> bool:
@@ -184,7 +210,9 @@ def part_bytes(part: Expression, site: Site) -> int:
         name = "x" * site.name_bytes
         node = helper.make_node(part.op, [name] * len(part.inputs), [name])
         node.attribute.extend(helper.make_attribute(name, value) for name, value in part.attrs)
-        return framed_bytes(node.ByteSize())
+        declared = part.declaration(name)
+        size = framed_bytes(declared.ByteSize()) if declared is not None else 0
+        return framed_bytes(node.ByteSize()) + size
     if isinstance(part, Literal):
         return tensor_bytes(part.shape, part.dtype, len(part.data), site)
     if part.sparse:

@@ -99,6 +99,29 @@ class Contents:
         return int(np.count_nonzero(self.bits))
 
     @cached_property
+    def background(self) -> Array:
+        """The most frequent value, a scalar; +0.0 where there are more than 256 values."""
+        if self.shared is not None:
+            return self.shared.table[0]  # type: ignore[no-any-return]  # NumPy scalars are Any
+        return np.zeros((), self.dtype)
+
+    @cached_property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Where the elements are that differ from the background; ascending."""
+        return np.flatnonzero(self._differs)
+
+    @cached_property
+    def foreground(self) -> "Contents":
+        """The elements that differ from the background, as a vector."""
+        return Contents(self.values.reshape(-1)[self.positions])
+
+    @property
+    def _differs(self) -> npt.NDArray[np.bool_]:
+        background = self.background.reshape(1).view(self.bits.dtype)
+        differs: npt.NDArray[np.bool_] = self.bits != background
+        return differs
+
+    @cached_property
     def index_bytes(self) -> int:
         """Bytes of the positions of these elements as varints."""
         return varints_bytes(self.bits)

@@ -38,6 +38,7 @@ from onnxslim_passes.storage.contents import MAX_CODES, Contents
 from onnxslim_passes.storage.dense import Dense
 from onnxslim_passes.storage.fill import Fill
 from onnxslim_passes.storage.narrow import Narrow
+from onnxslim_passes.storage.scattered import Bitmask, Rice
 
 Array = npt.NDArray[Any]
 
@@ -49,6 +50,8 @@ _PARTS: tuple[Encoding, ...] = (
     CodebookUint4(),
     CodebookPacked(),
     CodebookSparse(),
+    Bitmask(),
+    Rice(),
 )
 # Of a scale and a zero point, about.
 _ASIDE_BITS = 10
@@ -147,7 +150,8 @@ def _part(values: Array, columns: int, site: Site) -> Expression:
     """The cheapest decoder of a part, float32, shape (blocks, columns)."""
     # As a vector it has no channels, on which encodings would look for tables of their own.
     contents = Contents(values.reshape(-1).astype(np.float32))
-    plans = (plan for part in _PARTS for plan in part.plans(contents, site))
+    allowed = (part for part in _PARTS if site.allows(part.name))
+    plans = (plan for part in allowed for plan in part.plans(contents, site))
     best = min((Offer(plan, site) for plan in plans), key=lambda offer: offer.own_bytes)
     return step("Reshape", best.plan.root, Literal.of((-1, columns), np.int64))
 

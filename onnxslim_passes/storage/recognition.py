@@ -1,15 +1,27 @@
-"""Which constants of a model belong to decoders already, so that storing twice changes nothing."""
+"""Which tensors of a model are stored weights: so that storing twice changes nothing.
+
+A stored weight is computed from constants alone, by the operators of decoders, one of which
+enlarges: an Expand of one value, a Gather by codes, a Cast to a wider type, a product of codes and
+scales, or values scattered to their positions. A chain that only moves a constant about (a
+Transpose, a Reshape) is part of the model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
-from onnxslim_passes.model import Constant, Model, Node, Variable
+from onnxslim_passes.model import Constant, Graph, Model, Node, Variable
 
-# What decoders are built of (`fill`, `narrow`, `codebook`, `grid`).
+Tensor = Variable | Constant
+
+# What decoders are built of.
 _DECODER_OPS = frozenset(
     [
-        *("Add", "Cast", "Div", "Expand", "Gather", "GatherElements"),
-        *("Mod", "Mul", "Range", "Reshape", "Slice", "Sub", "Transpose"),
+        *("Add", "Cast", "Concat", "CumSum", "Div", "Expand", "Gather", "GatherElements"),
+        *("Mod", "Mul", "NonZero", "Range", "Reshape", "ScatterElements", "Shape", "Sign"),
+        *("Slice", "Sub", "Transpose", "Where"),
     ]
 )
 _NARROW = frozenset(
@@ -21,30 +33,53 @@ _NARROW = frozenset(
 )
 
 
-def decoder_constants(model: Model) -> set[Constant]:
-    """The constants under a decoder.
+@dataclass(frozen=True, eq=False)
+class StoredWeight:
+    """A weight that a decoder rebuilds.
 
-    That is an Expand of one value, a Gather by codes, a Cast to a wider type, or a product of codes
-    and scales.
-
-    A Gather with constant indices is a decoder only if its codes pass through another node, as
-    they do in every codebook; a table of positions taken by constant indices is not.
+    Attributes:
+        graph: where.
+        rebuilt: the decoder's output, which bears the weight's name.
+        nodes: all nodes of the decoder, other decoders' among them where they share some.
+        constants: the constants they take.
     """
-    known: dict[Variable | Constant, bool] = {}
-    found: set[Constant] = set()
-    for node in model.nodes():
-        if not _may_be_root(node):
-            continue
-        if all(_is_rebuilt(tensor, known) for tensor in node.inputs):
-            found.update(_leaves(node))
-    return found
+
+    graph: Graph
+    rebuilt: Variable
+    nodes: frozenset[Node]
+    constants: frozenset[Constant]
 
 
-def _may_be_root(node: Node) -> bool:
-    if node.domain or not node.inputs:
-        return False
+def stored_weights(model: Model) -> Iterator[StoredWeight]:
+    """The stored weights of a model, in the order of its nodes."""
+    known: dict[Tensor, bool] = {}
+    for graph in model.graphs():
+        for node in graph.nodes:
+            for tensor in node.outputs:
+                if _is_rebuilt(tensor, known) and _is_taken(tensor, graph, known):
+                    nodes, constants = _cone(tensor)
+                    if any(_enlarges(each) for each in nodes):
+                        yield StoredWeight(graph, tensor, frozenset(nodes), frozenset(constants))
+
+
+def decoder_constants(model: Model) -> set[Constant]:
+    """The constants under the decoders of a model."""
+    return {constant for stored in stored_weights(model) for constant in stored.constants}
+
+
+def _is_taken(tensor: Variable, graph: Graph, known: dict[Tensor, bool]) -> bool:
+    """Whether anything but another part of a decoder takes a rebuilt tensor."""
+    if tensor in graph.outputs:
+        return True
+    takers = dict.fromkeys(tensor.outputs)
+    return any(not all(_is_rebuilt(made, known) for made in taker.outputs) for taker in takers)
+
+
+def _enlarges(node: Node) -> bool:
     if node.op == "Cast":
         return isinstance(node.inputs[0], Constant) and node.inputs[0].dtype in _NARROW
+    if node.op == "ScatterElements":
+        return True
     if len(node.inputs) != 2:
         return False
     data, second = node.inputs
@@ -53,10 +88,11 @@ def _may_be_root(node: Node) -> bool:
     if node.op == "Mul":
         makers = [maker.op for tensor in node.inputs for maker in tensor.inputs]
         return len(makers) == 2 and set(makers) <= {"Reshape", "Sub"}
+    # A table of positions taken by constant indices is no codebook: codes pass through a node.
     return node.op in ("Gather", "GatherElements") and isinstance(second, Variable)
 
 
-def _is_rebuilt(start: Variable | Constant, known: dict[Variable | Constant, bool]) -> bool:
+def _is_rebuilt(start: Tensor, known: dict[Tensor, bool]) -> bool:
     """Whether a tensor depends on constants alone, through the operators of decoders."""
     pending = [start]
     while pending:
@@ -65,7 +101,7 @@ def _is_rebuilt(start: Variable | Constant, known: dict[Variable | Constant, boo
             pending.pop()
         elif isinstance(tensor, Constant):
             known[tensor] = tensor.input_info is None
-        elif not tensor.inputs or tensor.inputs[0].op not in _DECODER_OPS:
+        elif not tensor.inputs or not _may_decode(tensor.inputs[0]):
             known[tensor] = False
         else:
             inputs = tensor.inputs[0].inputs
@@ -76,17 +112,23 @@ def _is_rebuilt(start: Variable | Constant, known: dict[Variable | Constant, boo
     return known[start]
 
 
-def _leaves(root: Node) -> set[Constant]:
-    leaves: set[Constant] = set()
-    pending = list(root.inputs)
-    seen: set[Variable | Constant] = set()
+def _may_decode(node: Node) -> bool:
+    return not node.domain and node.op in _DECODER_OPS
+
+
+def _cone(root: Variable) -> tuple[set[Node], set[Constant]]:
+    """All that a rebuilt tensor is computed from."""
+    nodes: set[Node] = set()
+    constants: set[Constant] = set()
+    pending: list[Node] = [root.inputs[0]]
     while pending:
-        tensor = pending.pop()
-        if tensor in seen:
+        node = pending.pop()
+        if node in nodes:
             continue
-        seen.add(tensor)
-        if isinstance(tensor, Constant):
-            leaves.add(tensor)
-        else:
-            pending.extend(tensor.inputs[0].inputs)
-    return leaves
+        nodes.add(node)
+        for tensor in node.inputs:
+            if isinstance(tensor, Constant):
+                constants.add(tensor)
+            else:
+                pending.append(tensor.inputs[0])
+    return nodes, constants

@@ -58,7 +58,8 @@ class Writer:
             return known
         tensor: Tensor
         if isinstance(expression, Step):
-            tensor = Variable(self._graph.fresh_name(self._unused_name()))
+            name = self._graph.fresh_name(self._unused_name())
+            tensor = Variable(name, expression.declaration(name))
             self._node(expression, tensor)
         else:
             tensor = self._constant(expression)

@@ -37,6 +37,7 @@ SITES = {
     "opset 7": Site(7, ir_version=4),
     "opset 10": Site(10, ir_version=5),
     "opset 17": Site(17),
+    "opset 17, no shapes": Site(17, strip_safe=True),
     "opset 21": Site(21, ir_version=10),
 }
 
@@ -114,6 +115,32 @@ def test_rebuilds_codes_of_every_width(clusters: int, site: Site) -> None:
     widths = {plan.figures["bits"] for plan in plans(values, site) if "bits" in plan.figures}
     assert {8, min(8, max(1, (clusters - 1).bit_length()))} <= widths
     assert_rebuilt(values, site)
+
+
+@pytest.mark.parametrize("strip_safe", [False, True])
+@pytest.mark.parametrize("background", [0, -0.0, 7])
+@pytest.mark.parametrize("density", [0.0001, 0.004, 0.08, 0.3, 0.6])
+def test_masks_and_gaps_of_every_density(
+    density: float, background: float, strip_safe: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    values = np.full(30_000, background, np.float32)
+    at = rng.choice(values.size, int(density * values.size), replace=False)
+    values[at] = rng.integers(1, 6, at.size) * np.float32(0.37)
+    site = Site(17, strip_safe=strip_safe)
+    # Elements, not pairs of them, are what is stored: a vector and a tensor of rank 3.
+    for shape in ((30_000,), (3, 100, 100)):
+        assert_rebuilt(values.reshape(shape), site)
+    best = {}
+    for plan in plans(values, site):
+        cost = price(plan, site)
+        best[plan.encoding] = min(cost, best.get(plan.encoding, cost))
+    p = at.size / values.size
+    mask_bits = values.size * -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    bound = (mask_bits + at.size * np.log2(5)) / 8
+    # The longest decoder takes 1,620 bytes; 3-bit codes of 5 values lose 0.68 bits.
+    assert min(best["bitmask"], best.get("rice", 1 << 30)) <= 1.04 * bound + at.size * 0.1 + 1620
+    assert ("rice" in best) == (density < 0.35)
 
 
 @pytest.mark.parametrize("site", [SITES["opset 17"], SITES["opset 21"]], ids=["17", "21"])

@@ -1,0 +1,125 @@
+"""Mask and values: where the elements are that differ from the most frequent one, and which.
+
+    positions, values -> Reshape(ScatterElements(Expand(background, [n]), positions, values), shape)
+
+The background is the most frequent value, zero in a pruned weight. Positions are Rice codes
+(`numerics.rice`), whose decoder needs no loop: P, the places of the ones in the unary stream, is a
+NonZero, and
+
+    positions = Add(Mul(P, 2^k), CumSum(low - (2^k - 1)))
+
+- ``bitmask``: k = 0, a bit for each element; the positions are P itself.
+- ``rice``: k > 0; below a density of about 1/3 shorter than a bit for each element.
+
+The values are a tensor of their own, stored by the cheapest of the other encodings: raw, in a
+shorter type, or as codes. ONNX Runtime cannot infer how many elements a NonZero has, and does not
+fold what it cannot size: its shape is declared (`Step.shape`). Where no declaration may be relied
+on, the places of the ones are scattered instead, one place behind the last for all zero bits:
+
+    P = ScatterElements(zeros, Where(bits, CumSum(bits) - 1, ones), Range(bits))[:ones]
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from onnxslim_passes.numerics.rice import RiceSize, best_rice, rice_low, rice_unary
+from onnxslim_passes.storage.base import Encoding, Literal, Payload, Plan, Site, Step, step
+from onnxslim_passes.storage.codebook import CodebookPacked, CodebookUint4, CodebookUint8
+from onnxslim_passes.storage.contents import Contents
+from onnxslim_passes.storage.dense import Dense
+from onnxslim_passes.storage.narrow import Narrow
+from onnxslim_passes.storage.streams import INT32, filled, head, reshape, unpack_codes, unpack_flags
+
+_VALUES: Sequence[Encoding] = (
+    Dense(),
+    Narrow(),
+    CodebookUint8(),
+    CodebookUint4(),
+    CodebookPacked(),
+)
+# A mask takes a bit an element: with fewer elements of the background it cannot pay.
+_LEAST_BACKGROUND = 1 / 64
+
+
+class _Scattered(Encoding):
+    """What both have in common."""
+
+    def plans(self, contents: Contents, site: Site) -> Iterable[Plan]:
+        """One for each way to store the values; CumSum and ScatterElements came with opset 11."""
+        if site.opset < 11 or not contents.folds or not contents.shape:
+            return
+        background, positions = contents.background, contents.positions
+        if not 0 < positions.size <= contents.size * (1 - _LEAST_BACKGROUND):
+            return
+        size = self._size(contents)
+        if size is None:
+            return
+        places = _rice(contents, size, site)
+        base = filled(background, (contents.size,))
+        density = positions.size / contents.size
+        for values in _value_plans(contents.foreground, site):
+            flat = step("ScatterElements", base, places, values.root)
+            figures = {**values.figures, "density": density, "values": values.encoding}
+            yield Plan(self.name, reshape(flat, contents.shape), figures)
+
+    def _size(self, contents: Contents) -> RiceSize | None:
+        raise NotImplementedError
+
+
+class Bitmask(_Scattered):
+    """A bit for each element, and the values where it is set."""
+
+    name: ClassVar[str] = "bitmask"
+
+    def _size(self, contents: Contents) -> RiceSize:
+        return RiceSize(0, int(contents.positions[-1]) + 1, contents.positions.size)
+
+
+class Rice(_Scattered):
+    """Rice-coded gaps, and the values between them."""
+
+    name: ClassVar[str] = "rice"
+
+    def _size(self, contents: Contents) -> RiceSize | None:
+        """None where a mask is no longer."""
+        best = best_rice(contents.positions)
+        return best if best.parameter else None
+
+
+def _value_plans(foreground: Contents, site: Site) -> Iterator[Plan]:
+    for encoding in _VALUES:
+        if site.allows(encoding.name):
+            yield from encoding.plans(foreground, site)
+
+
+def _rice(contents: Contents, size: RiceSize, site: Site) -> Step:
+    """The positions: int32 or int64, shape (count,)."""
+    k, positions = size.parameter, contents.positions
+    nbytes = (size.unary_bits + 7) // 8
+    unary = Payload((nbytes,), np.dtype(np.uint8), nbytes, partial(rice_unary, positions, k))
+    flags = unpack_flags(unary, site)
+    if site.strip_safe:
+        places = _places_by_sum(flags, size, site)
+    else:
+        places = reshape(Step("NonZero", (flags,), shape=(1, size.count)), (-1,))
+    if not k:
+        return places
+    if not site.strip_safe:
+        places = step("Cast", places, to=INT32)
+    low = unpack_codes(partial(rice_low, positions, k), size.count, k, site, offset=-((1 << k) - 1))
+    sums = step("CumSum", low, Literal.of(0, np.int64))
+    return step("Add", step("Mul", places, Literal.of(1 << k, np.int32)), sums)
+
+
+def _places_by_sum(flags: Step, size: RiceSize, site: Site) -> Step:
+    """The places of the ones: int32, without a NonZero."""
+    number = partial(Literal.of, dtype=np.int32)
+    sums = step("CumSum", step("Cast", flags, to=INT32), Literal.of(0, np.int64))
+    target = step("Where", flags, step("Sub", sums, number(1)), number(size.count))
+    stop = (size.unary_bits + 7) // 8 * 8
+    places = step("Range", number(0), number(stop), number(1))
+    zeros = filled(np.zeros((), np.int32), (size.count + 1,))
+    return head(step("ScatterElements", zeros, target, places), size.count, site)
