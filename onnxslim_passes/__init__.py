@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.convert_float import ConvertFloat
     from onnxslim_passes.passes.correct_bias import CorrectBias
     from onnxslim_passes.passes.dedupe_weights import DedupeWeights
+    from onnxslim_passes.passes.equalize_channels import EqualizeChannels
     from onnxslim_passes.passes.fold_constants import FoldConstants
     from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
     from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
@@ -52,6 +53,7 @@ __all__ = [
     "CorrectBias",
     "Decision",
     "DedupeWeights",
+    "EqualizeChannels",
     "FoldConstants",
     "FuseBatchNorm",
     "Model",

@@ -16,7 +16,7 @@ from onnxslim_passes.model import Constant, Model, Node, Variable
 
 Array = npt.NDArray[Any]
 
-HOMOGENEOUS = frozenset(("Identity", "LeakyRelu", "PRelu", "Relu"))
+HOMOGENEOUS = frozenset(("Abs", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu"))
 """Operators with f(x / s) = f(x) / s on every element."""
 
 HOMOGENEOUS_PER_PLANE = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
@@ -180,10 +180,26 @@ def input_axis(node: Node) -> int:
     return 1 if node.op == "Gemm" and node.attr("transB", 0) else 0
 
 
+def unfit_layer(node: Node) -> str | None:
+    """Why the channels of a layer's weight cannot be scaled on either side, or None."""
+    weight = node.inputs[1]
+    if node.op in ("Gemm", "MatMul") and len(weight.shape) != 2:
+        return f"it has shape {weight.shape}; a matrix is needed"
+    if len(weight.shape) < 2 or weight.size == 0:
+        return f"it has shape {weight.shape}: nothing to scale"
+    if node.op == "Gemm" and node.attr("transA", 0):
+        return f"the data of {node.where} is transposed"
+    if isinstance(node.inputs[0], Constant):
+        return f"{node.where} takes constants only; run fold-constants first"
+    return _unfit(Place(node, 1, 0))
+
+
 def multiply_inputs(model: Model, node: Node, factors: Array) -> None:
     """Multiplies what a layer's weight does with each input channel, (C,) > 0; any groups."""
     values = node.inputs[1].values.astype(np.float64)
-    if node.op == "Conv":
+    if node.op == "ConvTranspose":
+        scaled = values * _aligned(factors, values.ndim, 0)
+    elif node.op == "Conv":
         groups = int(node.attr("group", 1))
         blocks = values.reshape(groups, -1, values.shape[1], int(np.prod(values.shape[2:])))
         scaled = (blocks * factors.reshape(groups, 1, -1, 1)).reshape(values.shape)
@@ -192,14 +208,24 @@ def multiply_inputs(model: Model, node: Node, factors: Array) -> None:
     _replace(model, node, 1, scaled)
 
 
+def channel_peaks(node: Node) -> Array:
+    """The largest magnitude between each output and input channel of a layer.
+
+    Returns:
+        float64, shape (groups, outputs / groups, inputs / groups).
+    """
+    values = np.abs(node.inputs[1].values.astype(np.float64))
+    if node.op in ("Gemm", "MatMul"):
+        return np.asarray(values if input_axis(node) else values.T)[None]
+    groups = int(node.attr("group", 1))
+    kernel = int(np.prod(values.shape[2:]))
+    peaks = values.reshape(groups, -1, values.shape[1], kernel).max(axis=3)
+    return np.asarray(np.swapaxes(peaks, 1, 2) if node.op == "ConvTranspose" else peaks)
+
+
 def input_channel_peaks(node: Node) -> Array:
     """The largest magnitude that a layer's weight has for each input channel, float64 (C,)."""
-    values = np.abs(node.inputs[1].values.astype(np.float64))
-    if node.op == "Conv":
-        groups = int(node.attr("group", 1))
-        blocks = values.reshape(groups, -1, values.shape[1], int(np.prod(values.shape[2:])))
-        return np.asarray(blocks.max(axis=(1, 3)).reshape(-1))
-    return np.asarray(values.max(axis=1 - input_axis(node)))
+    return np.asarray(channel_peaks(node).max(axis=1).reshape(-1))
 
 
 def _aligned(factors: Array, rank: int, axis: int) -> Array:
