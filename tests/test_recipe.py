@@ -237,3 +237,74 @@ def test_unknown_recipe_names_the_nearest(tmp_path):
 def test_build_pass_wants_finite_numbers():
     with pytest.raises(RecipeError, match="expected number >= 0 and < 1"):
         build_pass("example-pass", {"fraction": float("inf")})
+
+
+# ---------------- overrides
+
+OVERRIDES = {
+    "head*=8": {"nodes": "head*", "bits": 8},
+    "/enc/0=bits:3+per:block": {"nodes": "/enc/0", "bits": 3, "per": "block"},
+    "a=b=scheme:asymmetric": {"nodes": "a=b", "scheme": "asymmetric"},
+    "x[01]*=0": {"nodes": "x[01]*", "bits": 0},
+}
+
+
+@pytest.mark.parametrize(("text", "table"), OVERRIDES.items(), ids=OVERRIDES.keys())
+def test_an_override_as_text_and_as_table(text, table):
+    pass_ = parse_pass(f"quantize-weights:overrides=[{text}]")
+    assert pass_ == build_pass("quantize-weights", {"overrides": [table]})
+    assert pass_.to_table()["overrides"] == [table]
+    assert parse_pass(format_pass(pass_)) == pass_
+
+
+def test_overrides_in_a_file_for_several_patterns():
+    recipe = Recipe.from_toml(
+        """
+        [[pass]]
+        name = "quantize-weights"
+        bits = 4
+
+        [[pass.overrides]]
+        nodes = ["head*", "a name, with a comma"]
+        bits = 8
+        per = "tensor"
+
+        [[pass.overrides]]
+        nodes = "stem*"
+        scheme = "asymmetric"
+
+        [[pass]]
+        name = "store-weights"
+        """
+    )
+    overrides = recipe.passes[0].overrides
+    assert [override.nodes for override in overrides] == ["head*", "a name, with a comma", "stem*"]
+    assert [override.bits for override in overrides] == [8, 8, None]
+    assert Recipe.from_toml(recipe.to_toml()).passes == recipe.passes
+    assert parse_pass(format_pass(recipe.passes[0])) == recipe.passes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("head*", RecipeError, "expected pattern=value or pattern=key:value"),
+        ("=8", RecipeError, "expected pattern=value"),
+        ("head*=bits:8+", RecipeError, "expected pattern=value"),
+        ("head*=bitz:8", UnknownNameError, "'bitz'. Did you mean 'bits'"),
+        ("head*=9", RecipeError, "overrides: bits is 9, expected integer >= 0 and <= 8$"),
+        ("head*=per:row", RecipeError, "overrides: per is 'row', expected tensor | channel"),
+    ],
+)
+def test_wrong_overrides_are_refused_with_the_reason(text, error, message):
+    with pytest.raises(error, match=message):
+        parse_pass(f"quantize-weights:overrides=[{text}]")
+
+
+def test_wrong_keys_of_an_override_table_name_the_nearest():
+    table = {"nodes": "head*", "bit": 8}
+    with pytest.raises(UnknownNameError, match="Did you mean 'bits'"):
+        build_pass("quantize-weights", {"overrides": [table]})
+    with pytest.raises(RecipeError, match="changes nothing; give one of bits, scheme"):
+        build_pass("quantize-weights", {"overrides": [{"nodes": "head*"}]})
+    with pytest.raises(RecipeError, match="nodes"):
+        build_pass("quantize-weights", {"overrides": [{"bits": 8}]})

@@ -3,7 +3,7 @@
 import abc
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
@@ -155,6 +155,9 @@ def _plain(value: Any) -> Any:
         return "none"
     if isinstance(value, enum.Enum):
         return value.value
+    if is_dataclass(value):
+        given = {known.name: getattr(value, known.name) for known in fields(value)}
+        return {key: _plain(item) for key, item in given.items() if item is not None}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, frozenset | set):

@@ -5,13 +5,12 @@ weights' own type; `store-weights` then finds the grid in the values and stores 
 scales, which ONNX Runtime turns back into the dense weight when it loads the file.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from onnxslim_passes.errors import unknown_name
 from onnxslim_passes.model import Model, Role, Weight
 from onnxslim_passes.numerics.distortion import sqnr_db
 from onnxslim_passes.numerics.histograms import distinct_values
@@ -27,20 +26,39 @@ from onnxslim_passes.numerics.weight_formats import (
     quantize_weight,
 )
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.overrides import (
+    NodeOverride,
+    check_overrides,
+    given,
+    override_names,
+)
 from onnxslim_passes.passes.selection import (
     Selection,
-    matching_pattern,
     role_refusal,
     values_refusal,
+    weight_names,
 )
 
-__all__ = ["QuantizeWeights"]
+__all__ = ["QuantizeWeights", "WeightOverride"]
+
+Per = Literal["tensor", "channel", "block"]
 
 _ROLES: frozenset[Role] = frozenset({"weight", "recurrent", "embedding"})
 # About what the nodes and tensor headers of a stored grid take in the file.
 _DECODER_BYTES = 256
 # Significant bits of the scales of channels, which are few.
 _CHANNEL_SCALE_BITS = 11
+
+
+@pass_options
+class WeightOverride(NodeOverride):
+    """Other options of `quantize-weights` for some weights."""
+
+    bits: Annotated[int | None, Field(ge=0, le=8, description="bits of a code; 0 leaves it")] = None
+    scheme: Annotated[Scheme | None, Field(description="as of the pass")] = None
+    per: Annotated[Per | None, Field(description="as of the pass")] = None
+    block_size: Annotated[int | None, Field(ge=8, le=1024, description="as of the pass")] = None
+    scales: Annotated[ScaleSearch | None, Field(description="as of the pass")] = None
 
 
 @pass_options
@@ -71,7 +89,7 @@ class QuantizeWeights(Selection, Pass):
         ),
     ] = "symmetric"
     per: Annotated[
-        Literal["tensor", "channel", "block"],
+        Per,
         Field(description="what has a scale of its own: the tensor, a channel, or a block of it"),
     ] = "channel"
     block_size: Annotated[
@@ -81,31 +99,15 @@ class QuantizeWeights(Selection, Pass):
         ScaleSearch, Field(description="max: nothing is clipped; mse: least squared error")
     ] = "mse"
     overrides: Annotated[
-        tuple[str, ...],
-        Field(description="other bits for some weights or nodes, as pattern=bits; 0 leaves them"),
+        tuple[WeightOverride, ...],
+        Field(description="other options for some weights or nodes; 0 bits leave them"),
     ] = ()
     min_elements: Annotated[int, Field(ge=1, description="smaller weights are left alone")] = 512
-
-    @model_validator(mode="after")
-    def _overrides_are_numbers(self) -> "QuantizeWeights":
-        for override in self.overrides:
-            pattern, _, bits = override.rpartition("=")
-            if not pattern or bits not in tuple("012345678"):
-                raise ValueError(
-                    f"overrides holds {override!r}; expected pattern=bits with bits from 0 to 8, "
-                    "such as 'encoder*=4'"
-                )
-        return self
 
     def requires(self, model: Model) -> None:
         """Sees that the names in the options occur in the model."""
         self.check(model)
-        weights = model.weights()
-        for pattern, _ in self._overrides():
-            if not any(matching_pattern([pattern], weight) for weight in weights):
-                names = {name for weight in weights for name in (weight.name, weight.where)}
-                names |= {node.where for weight in weights for node in weight.nodes}
-                raise unknown_name("node or weight in `overrides`:", pattern, names)
+        check_overrides(self.overrides, model)
 
     def preview(self, model: Model) -> tuple[Decision, ...]:
         """The candidates, without the work on them."""
@@ -119,24 +121,31 @@ class QuantizeWeights(Selection, Pass):
         self.requires(model)
         weights = model.weights()
         decisions = tuple(
-            self._refusal(weight) or self._quantize(weight)
+            self._refusal(weight) or self._for(weight)._quantize(weight)
             for weight in context.progress.track(weights, self.name, len(weights))
         )
         return PassResult(any(decision.taken for decision in decisions), decisions)
 
-    def _overrides(self) -> Iterator[tuple[str, int]]:
-        for override in self.overrides:
-            pattern, _, bits = override.rpartition("=")
-            yield pattern, int(bits)
+    def _given(self, weight: Weight) -> dict[str, Any]:
+        """What `overrides` and `embedding_bits` say of one weight."""
+        names = weight_names(weight)
+        said = {key: given(self.overrides, names, key) for key in override_names(WeightOverride)}
+        if said["bits"] is None and weight.role == "embedding":
+            said["bits"] = self.embedding_bits
+        return {key: value for key, value in said.items() if value is not None}
 
-    def _bits(self, weight: Weight) -> int:
-        """Bits of a weight; the first override that matches counts."""
-        for pattern, bits in self._overrides():
-            if matching_pattern([pattern], weight):
-                return bits
-        if weight.role == "embedding" and self.embedding_bits is not None:
-            return self.embedding_bits
-        return self.bits
+    def _for(self, weight: Weight) -> "QuantizeWeights":
+        """The same for one weight, which `overrides` do not leave alone."""
+        return replace(self, overrides=(), embedding_bits=None, **self._given(weight))
+
+    def _refusal(self, weight: Weight) -> Decision | None:
+        """Why a weight is not quantized, or None."""
+        early = role_refusal(weight, _ROLES) or self.verdict(weight)
+        if early is not None:
+            return early
+        if self._given(weight).get("bits") == 0:
+            return Decision(where=weight.where, taken=False, reason="left alone by overrides")
+        return self._for(weight)._size_refusal(weight) or values_refusal(weight)
 
     def _layout(self, weight: Weight) -> BlockLayout:
         axis = None if self.per == "tensor" else weight.channel_axis
@@ -147,30 +156,23 @@ class QuantizeWeights(Selection, Pass):
             axis = None
         return block_layout(weight.shape, axis, block)
 
-    def _format(self, weight: Weight) -> WeightFormat:
+    def _format(self) -> WeightFormat:
         short = self.per == "block"
         significant = BLOCK_SCALE_BITS if short else _CHANNEL_SCALE_BITS
-        return WeightFormat(self._bits(weight), self.scheme, significant)
+        return WeightFormat(self.bits, self.scheme, significant)
 
-    def _refusal(self, weight: Weight) -> Decision | None:
-        """Why a weight is not quantized, or None."""
-        early = role_refusal(weight, _ROLES) or self.verdict(weight)
-        return early or self._bits_refusal(weight) or values_refusal(weight)
-
-    def _bits_refusal(self, weight: Weight) -> Decision | None:
-        bits, reason = self._bits(weight), ""
+    def _size_refusal(self, weight: Weight) -> Decision | None:
+        reason = ""
         if not weight.size:
             reason = "has no elements"
-        elif not bits:
-            reason = "left alone by overrides"
         elif self._stored_bytes(weight) >= weight.size * weight.dtype.itemsize:
             blocks = self._layout(weight).blocks
-            reason = f"{bits}-bit codes and {blocks} scales take no less than it does"
+            reason = f"{self.bits}-bit codes and {blocks} scales take no less than it does"
         return Decision(where=weight.where, taken=False, reason=reason) if reason else None
 
     def _stored_bytes(self, weight: Weight) -> int:
         """About what codes, zero points and scales will take."""
-        bits, blocks = self._bits(weight), self._layout(weight).blocks
+        bits, blocks = self.bits, self._layout(weight).blocks
         side = 8 if self.per == "block" else 16
         if self.scheme == "asymmetric" and bits > 1:
             side += bits
@@ -178,7 +180,7 @@ class QuantizeWeights(Selection, Pass):
 
     def _quantize(self, weight: Weight) -> Decision:
         """Quantizes one weight, unless it is on such a grid already."""
-        before, layout, kind = weight.values, self._layout(weight), self._format(weight)
+        before, layout, kind = weight.values, self._layout(weight), self._format()
         figures: dict[str, int | float | str] = {"bits": kind.bits, "block": layout.block}
         reason, block = "", grid_block(before, layout, kind)
         if block is not None:

@@ -16,7 +16,14 @@ from onnxslim_passes.model import Model, Role, Weight
 from onnxslim_passes.numerics.arrays import check_finite
 from onnxslim_passes.passes.base import Decision, pass_options
 
-__all__ = ["Selection", "matching_pattern", "role_refusal", "values_refusal"]
+__all__ = [
+    "Selection",
+    "first_match",
+    "matching_pattern",
+    "role_refusal",
+    "values_refusal",
+    "weight_names",
+]
 
 _ROLE_WORDS = {
     "bias": "a bias",
@@ -72,10 +79,10 @@ class Selection:
         return Decision(where=weight.where, taken=False, reason=reason) if reason else None
 
     def _objection(self, weight: Weight) -> str:
-        names = _names(weight)
-        if (pattern := _first_match(self.exclude, names)) is not None:
+        names = weight_names(weight)
+        if (pattern := first_match(self.exclude, names)) is not None:
             return f"excluded by {pattern!r}"
-        if self.include and _first_match(self.include, names) is None:
+        if self.include and first_match(self.include, names) is None:
             return "not matched by include"
         if self.op_types and not weight.op_types & set(self.op_types):
             taken_by = ", ".join(sorted(weight.op_types)) or "no operator"
@@ -111,16 +118,16 @@ def values_refusal(weight: Weight) -> Decision | None:
 
 def matching_pattern(patterns: Iterable[str], weight: Weight) -> str | None:
     """The first of the patterns that matches a weight, or None."""
-    return _first_match(patterns, _names(weight))
+    return first_match(patterns, weight_names(weight))
 
 
-def _names(weight: Weight) -> set[str]:
-    """All names a pattern may match it by."""
+def weight_names(weight: Weight) -> set[str]:
+    """All names that a pattern may match it by."""
     names = {label for node in weight.nodes for label in (node.name, node.where)}
     return (names | {weight.name, weight.where}) - {""}
 
 
-def _first_match(patterns: Iterable[str], names: Iterable[str]) -> str | None:
+def first_match(patterns: Iterable[str], names: Iterable[str]) -> str | None:
     """The first pattern that matches one of the names."""
     return next((p for p in patterns if any(_matches(p, name) for name in names)), None)
 

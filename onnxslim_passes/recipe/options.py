@@ -10,6 +10,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from onnxslim_passes.passes.base import Pass
+from onnxslim_passes.passes.overrides import NodeOverride
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class Option:
     annotation: Any
 
 
-def options_of(kind: type[Pass]) -> tuple[Option, ...]:
-    """The options of a pass class, in order of declaration."""
+def options_of(kind: type[Pass] | type[NodeOverride]) -> tuple[Option, ...]:
+    """The options of a pass or an override, in order of declaration."""
     declared: Mapping[str, FieldInfo] = getattr(kind, "__pydantic_fields__", {})
     return tuple(
         Option(
@@ -73,6 +74,13 @@ def _type_words(annotation: Any) -> str:
         return f"list of {_expected(kinds[0])}" if kinds else "list"
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return " | ".join(str(member.value) for member in annotation)
+    if isinstance(annotation, type) and issubclass(annotation, NodeOverride):
+        keys = [
+            f"{option.name} ({option.expected.removesuffix(' or none')})"
+            for option in options_of(annotation)
+            if option.name != "nodes"
+        ]
+        return f"pattern=key:value+key:value with {', '.join(keys)}"
     names = {float: "number", int: "integer", bool: "true | false", str: "text"}
     return names.get(annotation, "none" if annotation is type(None) else str(annotation))
 
@@ -121,3 +129,28 @@ def is_list(annotation: Any) -> bool:
     if origin in (Annotated, Union, types.UnionType):
         return any(is_list(argument) for argument in get_args(annotation))
     return origin in (tuple, list, set, frozenset)
+
+
+def from_bare(bare: str, annotation: Any) -> Any:
+    """A number, a truth value, None or text: whatever the option's type can take."""
+    allowed = list(leaves(annotation))
+    if bare in allowed:
+        return bare
+    value = scalar(bare)
+    kinds = {leaf if isinstance(leaf, type) else type(leaf) for leaf in allowed}
+    if float in kinds:
+        kinds.add(int)
+    return value if type(value) in kinds else bare
+
+
+def scalar(text: str) -> Any:
+    """A truth value, None or a number that text stands for; else the text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

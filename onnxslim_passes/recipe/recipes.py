@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,23 @@ class Recipe:
         """The recipe as TOML with the options that differ from defaults; `from_toml` reads it."""
         head = tomli_w.dumps({"name": self.name, "description": self.description})
         # tomli-w would write short tables inline; one below the other is easier to edit.
-        tables = [f"[[pass]]\n{tomli_w.dumps(pass_.to_table())}" for pass_ in self.passes]
-        return "\n".join([head, *tables])
+        return "\n".join([head, *(_table_text("pass", pass_.to_table()) for pass_ in self.passes)])
+
+
+def _table_text(path: str, table: Mapping[str, Any]) -> str:
+    """A table of an array of tables as TOML, with tables of its own behind it."""
+
+    def is_tables(value: Any) -> bool:
+        return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+    plain = {key: value for key, value in table.items() if not is_tables(value)}
+    inner = [
+        _table_text(f"{path}.{key}", item)
+        for key, value in table.items()
+        if is_tables(value)
+        for item in value
+    ]
+    return "\n".join([f"[[{path}]]\n{tomli_w.dumps(plain)}", *inner])
 
 
 def _pass_from_table(table: Any, where: str) -> Pass:

@@ -11,7 +11,9 @@ import pydantic
 from onnxslim_passes.errors import RecipeError, unknown_name
 from onnxslim_passes.passes import PASSES
 from onnxslim_passes.passes.base import Pass
-from onnxslim_passes.recipe.options import Option, is_list, leaves, options_of
+from onnxslim_passes.passes.overrides import NodeOverride
+from onnxslim_passes.recipe.options import Option, from_bare, is_list, leaves, options_of, scalar
+from onnxslim_passes.recipe.overrides import format_override, override_kind, read_overrides
 
 _BARE = re.compile(r"[\w./*?:+-]+")
 _KEY = re.compile(r"\s*([A-Za-z_][\w-]*)\s*=\s*")
@@ -53,6 +55,9 @@ def build_pass(name: str, options: Mapping[str, Any]) -> Pass:
 
 def _shaped(value: Any, annotation: Any) -> Any:
     """A value as TOML or text gives it, made fit for the option's type where that is harmless."""
+    kind = override_kind(annotation)
+    if kind is not None:
+        return tuple(read_overrides(value, kind))
     if is_list(annotation) and isinstance(value, str | int | float):
         return None if value == "none" and type(None) in leaves(annotation) else (value,)
     if value == "none" and type(None) in leaves(annotation):
@@ -63,6 +68,11 @@ def _shaped(value: Any, annotation: Any) -> Any:
 def _first_problem(error: pydantic.ValidationError, known: Mapping[str, Option]) -> str:
     problem = error.errors(include_url=False)[0]
     option = known.get(str(problem["loc"][0])) if problem["loc"] else None
+    kind = override_kind(option.annotation) if option is not None else None
+    if kind is not None and len(problem["loc"]) > 2:
+        inner = {key.name: key for key in options_of(kind)}[str(problem["loc"][2])]
+        expected = inner.expected.removesuffix(" or none")
+        return f"overrides: {inner.name} is {problem['input']!r}, expected {expected}"
     if option is None or problem["type"] == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
         return f"option '{option.name}': {message}" if option else message
@@ -154,31 +164,7 @@ def _read_scalar(text: str, at: int, annotation: Any, *, closing: str) -> tuple[
     bare = text[at:end].strip()
     if not bare:
         raise RecipeError(f'a value is missing at {text[at:]!r}; empty text is written ""')
-    return _from_bare(bare, annotation), end
-
-
-def _from_bare(bare: str, annotation: Any) -> Any:
-    """A number, a truth value, None or text: whatever the option's type can take."""
-    allowed = list(leaves(annotation))
-    if bare in allowed:
-        return bare
-    scalar = _scalar(bare)
-    kinds = {leaf if isinstance(leaf, type) else type(leaf) for leaf in allowed}
-    if float in kinds:
-        kinds.add(int)
-    return scalar if type(scalar) in kinds else bare
-
-
-def _scalar(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
+    return from_bare(bare, annotation), end
 
 
 def format_pass(pass_: Pass) -> str:
@@ -193,6 +179,9 @@ def format_option(value: Any) -> str:
     """An option's value as recipes and command lines write it."""
     if isinstance(value, enum.Enum):
         return format_option(value.value)
+    if isinstance(value, NodeOverride):
+        text = format_override(value)
+        return text if _BARE.fullmatch(text.replace("=", "")) else json.dumps(text)
     if isinstance(value, tuple | list):
         return f"[{','.join(format_option(item) for item in value)}]"
     if isinstance(value, frozenset | set):
@@ -200,6 +189,6 @@ def format_option(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        plain = _BARE.fullmatch(value) and isinstance(_scalar(value), str)
+        plain = _BARE.fullmatch(value) and isinstance(scalar(value), str)
         return value if plain else json.dumps(value, ensure_ascii=False)
     return repr(value)

@@ -16,7 +16,7 @@ from onnxslim_passes.evaluation import compare_outputs
 from onnxslim_passes.model import Model, load
 from onnxslim_passes.numerics.weight_formats import block_layout, find_grid
 from onnxslim_passes.passes.base import Context, Decision, PassResult
-from onnxslim_passes.passes.quantize_weights import QuantizeWeights
+from onnxslim_passes.passes.quantize_weights import QuantizeWeights, WeightOverride
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.pipeline import Pipeline
 from onnxslim_passes.recipe import Recipe
@@ -168,7 +168,9 @@ def test_grids_of_other_blocks_are_kept() -> None:
 
 
 def test_embeddings_may_have_other_bits() -> None:
-    _, decisions = quantize(network(), embedding_bits=6, overrides=["conv=5"])
+    _, decisions = quantize(
+        network(), embedding_bits=6, overrides=[WeightOverride(nodes="conv", bits=5)]
+    )
     bits = {name: decisions[name].figures["bits"] for name in ("conv", "fc", "table")}
     assert bits == {"conv": 5, "fc": 8, "table": 6}
 
@@ -186,13 +188,28 @@ def test_half_precision_stays() -> None:
 
 def test_overrides_and_their_order() -> None:
     model = network()
-    _, decisions = quantize(model, overrides=["conv=0", "*gates=2", "input*=4"])
+    bits = {"conv": 0, "*gates": 2, "input*": 4}
+    overrides = [WeightOverride(nodes=pattern, bits=number) for pattern, number in bits.items()]
+    _, decisions = quantize(model, overrides=overrides)
     assert decisions["conv"].reason == "left alone by overrides"
     assert decisions["input_gates"].figures["bits"] == 2
     assert decisions["hidden_gates"].figures["bits"] == 2
     assert decisions["fc"].figures["bits"] == 8
     with pytest.raises(UnknownNameError, match=r"'convv'.*'conv'"):
-        quantize(network(), overrides=["convv=4"])
+        quantize(network(), overrides=[WeightOverride(nodes="convv", bits=4)])
+
+
+def test_an_override_of_everything() -> None:
+    """Each option by itself, from the first override that gives it."""
+    overrides = (
+        WeightOverride(nodes="fc", bits=4, scheme="asymmetric"),
+        WeightOverride(nodes="f*", per="block", block_size=16, bits=2),
+        WeightOverride(nodes="conv", per="tensor", scales="max"),
+    )
+    _, decisions = quantize(network(), overrides=overrides)
+    assert decisions["fc"].reason.startswith("4-bit codes, asymmetric, a scale for 16 elements")
+    assert decisions["conv"].reason == "8-bit codes, symmetric, one scale"
+    assert decisions["table"].reason.startswith("8-bit codes, symmetric, a scale for each channel")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -239,8 +256,8 @@ def test_scales_that_cost_more_than_they_save() -> None:
         ({"bits": 0}, "greater than or equal to 1"),
         ({"bits": 9}, "less than or equal to 8"),
         ({"per": "row"}, "'tensor', 'channel' or 'block'"),
-        ({"overrides": ["conv"]}, "expected pattern=bits with bits from 0 to 8"),
-        ({"overrides": ["conv=9"]}, "expected pattern=bits"),
+        ({"overrides": [{"nodes": "conv", "bits": 9}]}, "less than or equal to 8"),
+        ({"overrides": [{"nodes": "conv"}]}, "the override of 'conv' changes nothing; give one of"),
         ({"scheme": "signed"}, "'symmetric' or 'asymmetric'"),
     ],
 )
