@@ -26,16 +26,13 @@ from onnxslim_passes.model import Model, load
 from onnxslim_passes.report.manifest import read_manifest
 from onnxslim_passes.report.terminal import (
     TerminalProgress,
-    bytes_text,
-    count_text,
     fidelity_table,
     print_json,
     result_console,
-    seconds_text,
     section,
     table,
-    times_text,
 )
+from onnxslim_passes.report.wording import bytes_text, count_text, seconds_text, times_text
 from onnxslim_passes.runtime import Feed, Session, open_session, optimized_graph
 
 __all__ = ["compare"]

@@ -28,14 +28,14 @@ from onnxslim_passes.evaluation import Metric
 from onnxslim_passes.model import Model, load
 from onnxslim_passes.pipeline import Pipeline
 from onnxslim_passes.recipe import Recipe, format_pass, parse_pass, ready_recipes
-from onnxslim_passes.report.records import Report
+from onnxslim_passes.report.records import Report, check_report_suffix
 from onnxslim_passes.report.terminal import (
     TerminalProgress,
-    headline,
     print_json,
     report_view,
     result_console,
 )
+from onnxslim_passes.report.wording import headline
 from onnxslim_passes.runtime import Session, open_session
 from onnxslim_passes.search import Restored, restore
 
@@ -110,7 +110,7 @@ class Output:
 
     Attributes:
         output: The file to write; never the input itself. Not needed with --dry-run.
-        report: A .json file with every figure and decision.
+        report: A .html or .json file with every figure and decision.
         json: Print the report as JSON on stdout, and nothing else there.
     """
 
@@ -218,8 +218,7 @@ def _check_usage(
         raise UsageError("-o OUT is missing: where to write the result (or --dry-run)")
     check_output(output.output, [model])
     if output.report is not None:
-        if output.report.suffix.lower() != ".json":
-            raise UsageError(f"--report {output.report}: JSON only for now; name a .json file")
+        check_report_suffix(output.report)
         check_output(output.report, [model, output.output], "--report")
     needy = [pass_.name for pass_ in pipeline.passes if pass_.needs_samples]
     if needy and data.calibration is None:
@@ -281,9 +280,9 @@ def _write(model: Model, report: Report, output: Path, report_path: Path | None)
     if report_path is None:
         model.save(output)
         return
-    waiting = report_path.with_name(f".{report_path.stem}.{os.getpid()}.json")
+    waiting = report_path.with_name(f".{report_path.stem}.{os.getpid()}{report_path.suffix}")
     try:
-        report.save(waiting)
+        report.save(waiting, result=output.name)
         model.save(output)
         waiting.replace(report_path)
     finally:

@@ -19,14 +19,8 @@ from onnxslim_passes.model import Constant, Model, Node, Variable, load
 from onnxslim_passes.recipe import format_option
 from onnxslim_passes.report.manifest import Manifest, read_manifest
 from onnxslim_passes.report.records import Decision
-from onnxslim_passes.report.terminal import (
-    pairs,
-    print_json,
-    reason_rows,
-    reasons_grid,
-    result_console,
-    section,
-)
+from onnxslim_passes.report.terminal import pairs, print_json, reasons_grid, result_console, section
+from onnxslim_passes.report.wording import reason_rows
 
 __all__ = ["explain"]
 

@@ -7,7 +7,7 @@ from cyclopts import Group, Parameter
 
 from onnxslim_passes.cli.task import TaskResult
 from onnxslim_passes.errors import GuardError, UsageError
-from onnxslim_passes.report.terminal import times_text
+from onnxslim_passes.report.wording import times_text
 
 __all__ = ["Guards", "check_guards"]
 

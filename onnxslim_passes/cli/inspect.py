@@ -21,15 +21,8 @@ from onnxslim_passes.model.ir import dimension_value
 from onnxslim_passes.model.payload import ExternalPayload
 from onnxslim_passes.passes.placement import check_target, find_target
 from onnxslim_passes.report.manifest import MANIFEST_KEY
-from onnxslim_passes.report.terminal import (
-    bytes_text,
-    count_text,
-    pairs,
-    print_json,
-    result_console,
-    section,
-    table,
-)
+from onnxslim_passes.report.terminal import pairs, print_json, result_console, section, table
+from onnxslim_passes.report.wording import bytes_text, count_text
 
 __all__ = ["inspect"]
 

@@ -15,7 +15,8 @@ from onnxslim_passes.passes.base import Pass, Progress
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
 from onnxslim_passes.recipe import build_pass, format_pass
 from onnxslim_passes.report.manifest import read_manifest
-from onnxslim_passes.report.terminal import db_text, section, table
+from onnxslim_passes.report.terminal import section, table
+from onnxslim_passes.report.wording import db_text
 from onnxslim_passes.runtime import Session
 from onnxslim_passes.search import leave_out
 

@@ -11,6 +11,8 @@ from onnxslim_passes.errors import OutputError, UsageError
 
 Figure = int | float | str
 
+REPORT_SUFFIXES = (".json", ".html")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -120,21 +122,44 @@ class Report:
         assert isinstance(plain, dict)
         return plain
 
-    def save(self, path: str | Path) -> None:
-        """Writes the report as JSON.
+    def save(self, path: str | Path, *, result: str = "result") -> None:
+        """Writes the report, as JSON for programs or as one HTML page for people.
+
+        Args:
+            path: ends in one of `REPORT_SUFFIXES`.
+            result: what the page calls the compressed model.
 
         Raises:
-            UsageError: `path` does not end in ``.json``.
+            UsageError: `path` ends otherwise.
             OutputError: it cannot be written.
         """
         path = Path(path)
-        if path.suffix.lower() != ".json":
-            raise UsageError(f"{path}: a report is written as JSON; name a file that ends in .json")
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        kind = check_report_suffix(path)
+        if kind == ".html":
+            # Here, so that those who want no page need not load a template engine.
+            from onnxslim_passes.report.html import render_html
+
+            text = render_html(self, result)
+        else:
+            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         try:
             path.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def check_report_suffix(path: Path) -> str:
+    """The suffix of a report's path, in lower case.
+
+    Raises:
+        UsageError: reports are not written in that format.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in REPORT_SUFFIXES:
+        raise UsageError(
+            f"{path}: a report is .json or .html; name a file that ends in one of them"
+        )
+    return suffix
 
 
 def jsonable(value: Any) -> Any:

@@ -110,8 +110,8 @@ def test_a_report_is_json_with_infinities_as_text(tmp_path: Path) -> None:
     assert (report().ratio, report().passes[0].taken) == (4.0, 1)
 
 
-def test_a_report_is_written_as_json_only(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"ends in \.json"):
+def test_a_report_is_json_or_html(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a report is \.json or \.html"):
         report().save(tmp_path / "report.txt")
     with pytest.raises(OutputError, match="No such file"):
         report().save(tmp_path / "missing" / "report.json")
