@@ -28,7 +28,7 @@ from peers.tools import OWN, TOOLS, Tool, missing_recipes
 
 import onnxslim_passes
 from onnxslim_passes.errors import OnnxSlimError
-from onnxslim_passes.pipeline import versions
+from onnxslim_passes.report.provenance import versions
 from onnxslim_passes.runtime import open_session
 
 HERE = Path(__file__).resolve().parent

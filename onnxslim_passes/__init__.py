@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.correct_bias import CorrectBias
     from onnxslim_passes.passes.dedupe_weights import DedupeWeights
     from onnxslim_passes.passes.equalize_channels import EqualizeChannels
+    from onnxslim_passes.passes.fine_tune import FineTune
     from onnxslim_passes.passes.fold_constants import FoldConstants
     from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
     from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
@@ -54,6 +55,7 @@ __all__ = [
     "Decision",
     "DedupeWeights",
     "EqualizeChannels",
+    "FineTune",
     "FoldConstants",
     "FuseBatchNorm",
     "Model",

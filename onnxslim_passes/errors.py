@@ -65,6 +65,10 @@ class SamplesError(OnnxSlimError):
     """Calibration or evaluation data that does not fit the model."""
 
 
+class TrainingError(OnnxSlimError):
+    """Training went wrong: the loss or a weight is not a number any more."""
+
+
 class OutputError(OnnxSlimError):
     """A result could not be written."""
 

@@ -4,8 +4,6 @@ The model it is given is never changed. Where a pass fails, or its result does, 
 and the rest of the recipe are left in a folder with which the failure can be repeated.
 """
 
-import hashlib
-import importlib.metadata
 import math
 import tempfile
 import time
@@ -39,6 +37,7 @@ from onnxslim_passes.model import Model, check_model
 from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, Stage
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.report.manifest import Manifest, write_manifest
+from onnxslim_passes.report.provenance import source_sha256, versions
 from onnxslim_passes.report.records import Decision, PassRecord, Report
 from onnxslim_passes.runtime import Session, open_session
 
@@ -107,6 +106,7 @@ class Pipeline:
         model: Model,
         *,
         samples: Samples | None = None,
+        training: Samples | None = None,
         target: str = "cpu",
         seed: int = 0,
         progress: Progress | None = None,
@@ -118,6 +118,8 @@ class Pipeline:
             model: stays as it is.
             samples: calibration data; also what the outputs are compared on. Without them random
                 inputs are tried, for the comparison only.
+            training: data for passes that train, with labels where their loss needs them; by
+                default `samples`.
             target: the runtime the result is meant for.
             seed: of everything random; the same seed gives the same bytes.
             progress: shows how far long work has come.
@@ -130,13 +132,20 @@ class Pipeline:
             VerificationError: the result is refused, or its outputs are wrong.
         """
         progress = progress or NoProgress()
-        self._check_samples(samples)
+        self._check_samples(samples, training)
         reference = open_session(model)
         if samples is not None:
             samples.check(reference.inputs)
+        if training is not None:
+            training.check(reference.inputs)
         judge = _Judge(reference, samples, seed, progress)
         context = Context(
-            samples=samples, target=target, seed=seed, progress=progress, reference=model
+            samples=samples,
+            training=training,
+            target=target,
+            seed=seed,
+            progress=progress,
+            reference=model,
         )
         work = model.copy()
         preparations = _fix_overridable(work)
@@ -173,13 +182,21 @@ class Pipeline:
         )
         return Result(work, report)
 
-    def _check_samples(self, samples: Samples | None) -> None:
+    def _check_samples(self, samples: Samples | None, training: Samples | None) -> None:
         needy = [pass_.name for pass_ in self.passes if pass_.needs_samples]
         if needy and samples is None:
             raise UsageError(
                 f"{' and '.join(needy)} needs calibration samples: give --calibration DATA "
                 "(an .npz, a folder or file.py:function), or samples= in Python; "
                 "`--calibration random` is for smoke tests only."
+            )
+        learners = [pass_.name for pass_ in self.passes if pass_.needs_training]
+        given = training or samples
+        if learners and (given is None or given.is_random):
+            raise UsageError(
+                f"{' and '.join(learners)} needs samples to train on: give --training DATA or "
+                "--calibration DATA (an .npz, a folder or file.py:function), or training= in "
+                "Python; labels are not needed as long as it learns from the original model."
             )
 
     def _run_pass(self, index: int, work: Model, context: Context, judge: "_Judge") -> PassRecord:
@@ -406,24 +423,6 @@ def _fidelity_figures(fidelity: Fidelity | None, *, outputs: bool = True) -> dic
     if outputs:
         figures["outputs"] = [asdict(output) for output in fidelity.outputs]
     return figures
-
-
-def versions() -> dict[str, str]:
-    """Versions of what shapes a result."""
-    names = ("onnxslim-passes", "onnx", "onnxruntime", "numpy", "scikit-learn")
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def source_sha256(model: Model) -> str:
-    """Hash of the file a model came from, or of its message if there is none."""
-    digest = hashlib.sha256()
-    if model.path is not None and model.path.is_file():
-        with model.path.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-    else:
-        digest.update(model.to_proto().SerializeToString(deterministic=True))
-    return digest.hexdigest()
 
 
 def _write_account(

@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import weakref
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -227,6 +227,56 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Recurrence:
+    """A session some of whose outputs are inputs of its next run, and stay in its memory.
+
+    Args:
+        session: the session.
+        state: first values, by input name.
+        next_of: the output that is the next value of an input; inputs without one stay as they are.
+    """
+
+    def __init__(
+        self, session: Session, state: Mapping[str, Array], next_of: Mapping[str, str]
+    ) -> None:
+        taken = {spec.name for spec in session.inputs}
+        self._session = session
+        self._state = {n: _to_ort_value(a) for n, a in state.items() if n in taken}
+        self._next_of = {n: output for n, output in next_of.items() if n in taken}
+        self._taken = taken
+        given = set(self._next_of.values())
+        self._results = [spec.name for spec in session.outputs if spec.name not in given]
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs once, moves the state on, and returns the outputs that are none of it.
+
+        Raises:
+            RuntimeRefusedError: the run failed; the state is as before.
+        """
+        values = {n: _to_ort_value(np.asarray(a)) for n, a in feed.items() if n in self._taken}
+        names = [*self._results, *self._next_of.values()]
+        options = ort.RunOptions()
+        options.log_severity_level = _SILENT
+        try:
+            made = self._session.raw.run_with_ort_values(names, values | self._state, options)
+        except _REFUSALS as error:
+            raise RuntimeRefusedError(
+                f"ONNX Runtime could not run {self._session.label}: {reason(error)}"
+            ) from error
+        found = dict(zip(names, made, strict=True))
+        self._state |= {n: found[output] for n, output in self._next_of.items()}
+        return {name: _from_ort_value(found[name]) for name in self._results}
+
+    def read(self, names: Iterable[str] | None = None) -> dict[str, Array]:
+        """Copies of state tensors, all by default."""
+        wanted = self._state if names is None else names
+        return {name: np.array(_from_ort_value(self._state[name])) for name in wanted}
+
+    def write(self, arrays: Mapping[str, Array]) -> None:
+        """Replaces state tensors; those that the session does not take are passed over."""
+        self._state |= {n: _to_ort_value(a) for n, a in arrays.items() if n in self._taken}
 
 
 def open_session(

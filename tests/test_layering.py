@@ -27,7 +27,12 @@ ROOMS = (
     "cli",
 )
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+# Templates are copied to users, and never imported.
+FILES = sorted(
+    path
+    for path in PACKAGE.rglob("*.py")
+    if path != PACKAGE / "__init__.py" and "templates" not in path.parts
+)
 
 
 def room_of(path: Path) -> str:

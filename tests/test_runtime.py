@@ -225,3 +225,24 @@ def test_node_runs_have_shapes_and_count_loops() -> None:
     runs = node_runs(model, {"x": np.ones((2, 3), np.float32), "n": np.array(4)})
     negations = [r for r in runs if r.op == "Neg"]
     assert [(r.inputs, r.outputs) for r in negations] == [(((2, 3),), ((2, 3),))] * 4
+
+
+def test_a_recurrence_keeps_its_state() -> None:
+    text = """
+    <ir_version: 9, opset_import: ["" : 18]>
+    g (float[2] x, float[2] total, float scale) => (float[2] next, float[2] shown)
+    { p = Mul (x, scale) next = Add (total, p) shown = Neg (next) }
+    """
+    with runtime.open_session(onnx.parser.parse_model(text)) as session:
+        first = {"total": np.float32([1, 1]), "scale": np.array(2, np.float32), "idle": np.ones(1)}
+        steps = runtime.Recurrence(session, first, {"total": "next"})
+        for _ in range(3):
+            found = steps.run({"x": np.float32([1, 2]), "unknown": np.ones(1)})
+        np.testing.assert_array_equal(found["shown"], [-7, -13])
+        assert found.keys() == {"shown"}
+        np.testing.assert_array_equal(steps.read()["total"], [7, 13])
+        steps.write({"total": np.float32([0, 0])})
+        steps.run({"x": np.float32([1, 1])})
+        np.testing.assert_array_equal(steps.read(["total"])["total"], [2, 2])
+        with pytest.raises(RuntimeRefusedError):
+            steps.run({"x": np.ones(3, np.float32)})

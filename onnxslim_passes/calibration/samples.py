@@ -171,6 +171,11 @@ class Samples:
                 )
             yield dict(item.arrays), item.labels
 
+    def examples(self, inputs: Sequence[InputSpec]) -> Iterator[tuple[Feed, Array | None]]:
+        """Yields checked feeds with their labels, or None where the data has none."""
+        for item in self._items(inputs):
+            yield dict(item.arrays), item.labels
+
     def fingerprint(self) -> str:
         """A SHA-256 over the data, 64 hexadecimal digits; the same data gives the same."""
         return self._reader.digest()

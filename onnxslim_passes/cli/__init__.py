@@ -37,6 +37,8 @@ _COMMANDS = {
     "compare": "Compare two models: size, outputs, latency, task metric.",
     "explain": "Why a weight or node was, or was not, compressed.",
     "passes": "List passes and ready recipes, or one with its options.",
+    "train-graph": "Write the training step of a model as ONNX files.",
+    "fine-tune": "Train a model on ONNX Runtime and write the tuned values back.",
 }
 
 
@@ -51,7 +53,9 @@ def _app() -> App:
         result_action="return_value",
     )
     for name, summary in _COMMANDS.items():
-        app.command(f"onnxslim_passes.cli.{name}:{name}", name=name, help=summary, help_epilogue="")
+        module = name.replace("-", "_")
+        target = f"onnxslim_passes.cli.{module}:{module}"
+        app.command(target, name=name, help=summary, help_epilogue="")
     return app
 
 
@@ -72,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OnnxSlimError as error:
         return _fail(error, error.exit_code)
     except CycloptsError as error:
-        return _fail(error, 2)
+        return _fail(error, 2, _option_problem(error))
     except BrokenPipeError:
         # The reader went away, as `head` does; the interpreter's own flush at exit must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,6 +95,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"this command and the model; {DEBUG_VARIABLE}=1 shows the traceback)",
         )
     return 0
+
+
+def _option_problem(error: CycloptsError) -> str | None:
+    """What is wrong with an option that a group of options refused, or None for other errors."""
+    from pydantic import ValidationError  # only errors need it
+
+    if not isinstance(error.__cause__, ValidationError):
+        return None
+    problem = error.__cause__.errors(include_url=False)[0]
+    if problem["type"] == "value_error":
+        return problem["msg"].removeprefix("Value error, ")
+    expected = problem["msg"].removeprefix("Input should be ")
+    return f"option {problem['loc'][0]!r} is {problem['input']!r}, expected {expected}"
 
 
 def _fail(error: BaseException, code: int, message: str | None = None) -> int:

@@ -6,6 +6,7 @@ from onnxslim_passes.passes.convert_float import ConvertFloat
 from onnxslim_passes.passes.correct_bias import CorrectBias
 from onnxslim_passes.passes.dedupe_weights import DedupeWeights
 from onnxslim_passes.passes.equalize_channels import EqualizeChannels
+from onnxslim_passes.passes.fine_tune import FineTune
 from onnxslim_passes.passes.fold_constants import FoldConstants
 from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
 from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
@@ -34,6 +35,7 @@ PASSES: dict[str, type[Pass]] = {
         QuantizeWeights,
         ConvertFloat,
         CorrectBias,
+        FineTune,
         StoreWeights,
     )
 }

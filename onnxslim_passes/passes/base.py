@@ -61,6 +61,7 @@ class Context:
 
     Attributes:
         samples: calibration data, already checked against the model's inputs, or None.
+        training: data for passes that train, likewise; they take `samples` without it.
         target: the runtime the result is meant for.
         seed: for everything random.
         progress: for long loops.
@@ -70,6 +71,7 @@ class Context:
     """
 
     samples: Samples | None = None
+    training: Samples | None = None
     target: str = "cpu"
     seed: int = 0
     progress: Progress = field(default_factory=NoProgress)
@@ -110,6 +112,7 @@ class Pass(abc.ABC):
         references: papers or specifications, one a line.
         lossless: outputs stay the same within float rounding; the pipeline holds it to that.
         needs_samples: `apply` cannot work without calibration samples.
+        needs_training: `apply` cannot work without samples to train on.
     """
 
     name: ClassVar[str]
@@ -118,6 +121,7 @@ class Pass(abc.ABC):
     references: ClassVar[tuple[str, ...]] = ()
     lossless: ClassVar[bool] = False
     needs_samples: ClassVar[bool] = False
+    needs_training: ClassVar[bool] = False
 
     def requires(self, model: Model) -> None:  # noqa: B027  # most passes work on any model
         """Raises UnsupportedModelError, naming tensors or nodes, if `apply` could not work."""

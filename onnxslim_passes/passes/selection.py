@@ -1,11 +1,8 @@
 """Which weights a pass may touch: options that passes on weights share.
 
-A pattern is a name or a glob (``*``, ``?``, ``[abc]``). It matches a weight by the weight's own
-name or by the name of a node that takes it, plain or with the path of the body it stands in
-(``If_12/then_branch/conv1``).
+Patterns are names or globs; see `onnxslim_passes.model.patterns`.
 """
 
-import fnmatch
 from collections.abc import Collection, Iterable
 from typing import Annotated
 
@@ -13,6 +10,7 @@ from pydantic import Field
 
 from onnxslim_passes.errors import unknown_name
 from onnxslim_passes.model import Model, Role, Weight
+from onnxslim_passes.model.patterns import check_patterns, first_match, weight_names
 from onnxslim_passes.numerics.arrays import check_finite
 from onnxslim_passes.passes.base import Decision, pass_options
 
@@ -60,15 +58,8 @@ class Selection:
         Raises:
             UnknownNameError: one matches nothing; with the nearest name.
         """
-        nodes = list(model.nodes())
-        names = {label for node in nodes for label in (node.name, node.where)}
-        names |= {label for held in model.constants() for label in (str(held.name), held.where)}
-        names.discard("")
-        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
-            for pattern in patterns:
-                if not any(_matches(pattern, name) for name in names):
-                    raise unknown_name(f"node or weight in `{option}`:", pattern, names)
-        operators = {node.op for node in nodes}
+        check_patterns(model, {"include": self.include, "exclude": self.exclude})
+        operators = {node.op for node in model.nodes()}
         for operator in self.op_types:
             if operator not in operators:
                 raise unknown_name("operator in `op_types`:", operator, operators)
@@ -119,19 +110,3 @@ def values_refusal(weight: Weight) -> Decision | None:
 def matching_pattern(patterns: Iterable[str], weight: Weight) -> str | None:
     """The first of the patterns that matches a weight, or None."""
     return first_match(patterns, weight_names(weight))
-
-
-def weight_names(weight: Weight) -> set[str]:
-    """All names that a pattern may match it by."""
-    names = {label for node in weight.nodes for label in (node.name, node.where)}
-    return (names | {weight.name, weight.where}) - {""}
-
-
-def first_match(patterns: Iterable[str], names: Iterable[str]) -> str | None:
-    """The first pattern that matches one of the names."""
-    return next((p for p in patterns if any(_matches(p, name) for name in names)), None)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    # A name with brackets in it is not meant as a set of characters.
-    return pattern == name or fnmatch.fnmatchcase(name, pattern)

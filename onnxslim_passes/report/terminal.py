@@ -153,6 +153,30 @@ class TerminalProgress:
         finally:
             self._bars.remove_task(bar)
 
+    def say(self, text: str) -> None:
+        """A line on stderr that stays, above the bars; also where stderr is no terminal."""
+        self._bars.console.print(Text(text), soft_wrap=True)
+
+    def counter(self) -> "Counter":
+        """A bar for work whose length is known when it begins."""
+        return Counter(self._bars)
+
+
+class Counter:
+    """A bar that is advanced by hand; not shown before `start`."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._bar = bars.add_task("", total=None, visible=False)
+
+    def start(self, total: int) -> None:
+        """Shows it, with this many steps ahead."""
+        self._bars.update(self._bar, total=total, visible=True)
+
+    def advance(self, label: str) -> None:
+        """One step more."""
+        self._bars.update(self._bar, description=label, advance=1)
+
 
 # ---------------- a report
 
