@@ -88,6 +88,7 @@ class Data:
 
     Attributes:
         calibration: Samples, or "random".
+        training: Samples for passes that train, such as fine-tune; by default those of calibration.
         evaluation: Held-out samples with labels, for --metric.
         metric: A task metric: top1, mse, cosine... or file.py:function(session) -> float.
     """
@@ -99,6 +100,7 @@ class Data:
             "them. 'random' is for smoke tests only: its figures mean nothing."
         ),
     ] = None
+    training: str | None = None
     evaluation: str | None = None
     metric: str | None = None
 
@@ -147,6 +149,7 @@ def compress(
     loaded = load(model)
     with open_session(model) as reference:
         samples = _samples(data, what, reference)
+        training = _training(data, reference)
         metric = open_task(data.metric, data.evaluation, reference) if data.metric else None
         if what.dry_run:
             _print_plan(recipe, pipeline, as_json=output.json)
@@ -155,7 +158,12 @@ def compress(
     tried = ""
     with TerminalProgress() as progress:
         result = pipeline.run(
-            loaded, samples=samples, target=what.target, seed=what.seed, progress=progress
+            loaded,
+            samples=samples,
+            training=training,
+            target=what.target,
+            seed=what.seed,
+            progress=progress,
         )
         task = _task(metric, before, result.model) if metric is not None else None
         if metric is not None and task is not None and guards.drops_too_much(task):
@@ -164,6 +172,7 @@ def compress(
                 loaded,
                 result,
                 samples=samples,
+                training=training,
                 ranking=_ranking(data, samples),
                 drop_of=_drop_of(metric, before),
                 limit=guards.max_drop or 0.0,
@@ -227,6 +236,15 @@ def _check_usage(
             "for each input, a folder of .npz or .npy, or file.py:function); for a smoke test "
             "only, --calibration random"
         )
+
+
+def _training(data: Data, reference: Session) -> Samples | None:
+    """What passes that train run on, checked against the model."""
+    if data.training is None:
+        return None
+    samples = Samples.open(data.training)
+    samples.check(reference.inputs)
+    return samples
 
 
 def _samples(data: Data, what: What, reference: Session) -> Samples | None:

@@ -62,6 +62,7 @@ def restore(
     drop_of: Callable[[Model], float],
     limit: float,
     ranking: Samples | None = None,
+    training: Samples | None = None,
     target: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
@@ -74,6 +75,7 @@ def restore(
         result: its first result.
         samples: what the pipeline runs on.
         ranking: what layers are ranked on, if not on `samples`; random inputs if there is neither.
+        training: what passes that train run on; as for the pipeline.
         drop_of: the drop of the metric of a model; larger is worse.
         limit: the largest drop allowed.
         target: as for the pipeline.
@@ -102,7 +104,13 @@ def restore(
             reproducer=pipeline.reproducer,
         )
         return again.run(
-            model, samples=samples, target=target, seed=seed, progress=progress, measure=measure
+            model,
+            samples=samples,
+            training=training,
+            target=target,
+            seed=seed,
+            progress=progress,
+            measure=measure,
         )
 
     drops = {0: drop_of(result.model)}
