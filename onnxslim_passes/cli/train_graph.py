@@ -11,7 +11,8 @@ from rich.text import Text
 from onnxslim_passes.cli.common import Flag, JsonFlag, ModelPath
 from onnxslim_passes.errors import UsageError, unknown_name
 from onnxslim_passes.model import Model, load
-from onnxslim_passes.report.terminal import bytes_text, print_json, result_console, table
+from onnxslim_passes.report.terminal import print_json, result_console, table
+from onnxslim_passes.report.wording import bytes_text
 from onnxslim_passes.training.export import export
 from onnxslim_passes.training.layout import Layout
 from onnxslim_passes.training.losses import LOSSES
