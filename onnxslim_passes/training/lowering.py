@@ -13,11 +13,12 @@ from typing import Literal
 import numpy as np
 
 from onnxslim_passes.errors import unknown_name
-from onnxslim_passes.model import Constant, Model, Node, Variable
-from onnxslim_passes.model.inlining import inline_body, inline_functions
+from onnxslim_passes.model import Constant, Model, Variable
+from onnxslim_passes.model.inlining import inline_functions
 from onnxslim_passes.report.records import Decision
+from onnxslim_passes.training.branches import choose_branches, unknown_branches
 from onnxslim_passes.training.builder import MINIMUM_OPSET
-from onnxslim_passes.training.shapes import Array, Shapes
+from onnxslim_passes.training.shapes import Array
 
 BatchNorm = Literal["frozen", "batch"]
 
@@ -84,7 +85,8 @@ def lower(
     copy.fix_overridable_weights()
     copy.at_least_opset(MINIMUM_OPSET)
     decisions = list(_fix_inputs(copy, fixed_inputs or {}))
-    decisions += _choose_branches(copy)
+    decisions += choose_branches(copy)
+    decisions += unknown_branches(copy)
     copy.remove_unused()
     state: list[StateTensor] = []
     if batch_norm == "batch":
@@ -106,36 +108,6 @@ def _fix_inputs(model: Model, values: Mapping[str, Array]) -> list[Decision]:
         model.replace_uses(tensor, graph.add_constant(name, array))
         decisions.append(Decision(where=name, taken=True, reason="input fixed to one value"))
     return decisions
-
-
-def _choose_branches(model: Model) -> list[Decision]:
-    """Replaces each If whose condition is known; one inside another needs another round."""
-    decisions = []
-    while True:
-        chosen = _known_branches(model)
-        if not chosen:
-            break
-        for node, branch in chosen:
-            decisions.append(
-                Decision(where=node.where, taken=True, reason=f"its condition is always {branch}")
-            )
-            body = node.attrs["then_branch" if branch else "else_branch"]
-            inline_body(model, node, body)
-    decisions += [
-        Decision(where=node.where, taken=False, reason="its condition is known at run time only")
-        for node in model.graph.nodes
-        if node.op == "If" and not node.domain
-    ]
-    return decisions
-
-
-def _known_branches(model: Model) -> list[tuple[Node, bool]]:
-    nodes = [node for node in model.graph.nodes if node.op == "If" and not node.domain]
-    if not nodes:
-        return []
-    shapes = Shapes(model)
-    values = [(node, shapes.value(node.inputs[0])) for node in nodes]
-    return [(node, bool(value)) for node, value in values if value is not None]
 
 
 def _use_batch_statistics(model: Model, state: list[StateTensor]) -> list[Decision]:

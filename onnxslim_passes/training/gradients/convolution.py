@@ -1,0 +1,210 @@
+"""Gradients of convolutions.
+
+Y = Conv(X, W): every window of X times W. Its transpose gives dX: every dY times W is added to the
+window it came from (`scatter_windows`). dW is the product of dY with the windows, one matrix
+product over batch and places: (O, N h w) x (N h w, C k k).
+
+ConvTranspose(X, W) is the transpose of Conv(., W); so its dX is a Conv of dY, and its dW is that
+of the Conv with dY as the input and X as the gradient of the output.
+"""
+
+import itertools
+
+from onnxslim_passes.training.emitter import Emitter, Tensor
+from onnxslim_passes.training.gradients.geometry import Geometry, geometry_of, scatter_windows
+from onnxslim_passes.training.gradients.step import Rule, Step
+
+
+def conv(step: Step) -> list[Tensor | None]:
+    """Convolution of any rank with groups, strides, dilations and padding."""
+    emit, x, weight = step.emit, step.inputs[0], step.inputs[1]
+    kernel = [emit.size(weight, axis) for axis in range(2, emit.rank(weight))]
+    windows = geometry_of(step, kernel)
+    result: list[Tensor | None] = [None, None, None]
+    if step.wants(0):
+        result[0] = scatter_windows(emit, step.dy, weight, x, windows)
+    if step.wants(1):
+        result[1] = weight_gradient(emit, x, step.dy, windows)
+    if step.wants(2):
+        result[2] = emit.reduce_sum(step.dy, [0, *windows.axes])
+    return result
+
+
+def conv_transpose(step: Step) -> list[Tensor | None]:
+    """Transposed convolution of any rank."""
+    emit, x, weight = step.emit, step.inputs[0], step.inputs[1]
+    windows = _transposed_geometry(step)
+    result: list[Tensor | None] = [None, None, None]
+    if step.wants(0):
+        made = emit.op(
+            "Conv",
+            step.dy,
+            weight,
+            group=windows.group,
+            strides=list(windows.strides),
+            dilations=list(windows.dilations),
+            pads=windows.pads,
+        )
+        result[0] = _cut(emit, made, x)
+    if step.wants(1):
+        result[1] = weight_gradient(emit, step.dy, x, windows)
+    if step.wants(2):
+        result[2] = emit.reduce_sum(step.dy, [0, *windows.axes])
+    return result
+
+
+def weight_gradient(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> Tensor:
+    """The gradient of the weights of a convolution.
+
+    Args:
+        emit: where to.
+        x: (N, C, ...), its input.
+        dy: (N, O, ...), the gradient of its output.
+        windows: its geometry.
+
+    Returns:
+        (O, C / group, kernel...).
+    """
+    spatial = (*emit.shape(x)[1:], *emit.shape(dy)[1:])
+    if any(not isinstance(size, int) for size in spatial):
+        return _by_convolution(emit, x, dy, windows)
+    return _by_windows(emit, x, dy, windows)
+
+
+def _by_convolution(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> Tensor:
+    """As a convolution whose channels are the batch; any sizes may be free.
+
+    (C / g, g N, ...) is convolved in g groups with (O, N, ...): where W stepped by its strides
+    and its elements were dilated, dY is dilated by the strides and steps by the dilations.
+    """
+    group = windows.group
+    channels, outputs = emit.size(x, 1), emit.size(dy, 1)
+    each = channels // group
+    swapped = emit.transpose(x, [1, 0, *windows.axes])
+    if group > 1:
+        split = emit.op("Reshape", swapped, _sizes(emit, [group, each, -1], swapped, windows))
+        turned = emit.transpose(split, [1, 0, *range(2, 3 + windows.rank)])
+        swapped = emit.op("Reshape", turned, _sizes(emit, [each, -1], swapped, windows))
+    kernels = emit.transpose(dy, [1, 0, *windows.axes])
+    made = emit.op(
+        "Conv",
+        swapped,
+        kernels,
+        group=group,
+        strides=list(windows.dilations),
+        dilations=list(windows.strides),
+        pads=windows.pads,
+    )
+    # Elements that no window reached make the result larger than the kernel.
+    cut = emit.op(
+        "Slice",
+        made,
+        emit.constant([0] * windows.rank),
+        emit.ints(*windows.kernel),
+        emit.ints(*windows.axes),
+    )
+    turned = emit.transpose(cut, [1, 0, *windows.axes])
+    return emit.reshape(turned, [outputs, each, *windows.kernel])
+
+
+def _sizes(emit: Emitter, lead: list[int], like: Tensor, windows: Geometry) -> Tensor:
+    """A shape that begins with `lead` and ends with the spatial sizes of `like`."""
+    return emit.op("Concat", emit.ints(*lead), emit.op("Shape", like, start=2), axis=0)
+
+
+def _by_windows(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> Tensor:
+    """As one matrix product of the gradients with all windows, laid out side by side."""
+    group = windows.group
+    channels, outputs = emit.size(x, 1), emit.size(dy, 1)
+    each = channels // group
+    columns = [emit.reshape(tap, [group, each, -1]) for tap in _taps(emit, x, dy, windows)]
+    spread = columns[0] if len(columns) == 1 else emit.op("Concat", *columns, axis=1)
+    turned = emit.transpose(dy, [1, 0, *windows.axes])
+    if group == 1:
+        rows = emit.reshape(turned, [outputs, -1])
+        flat = emit.reshape(spread, [windows.taps * each, -1])
+        product: Tensor = emit.op("Gemm", rows, flat, transB=1)
+    else:
+        rows = emit.reshape(turned, [group, outputs // group, -1])
+        product = emit.op("MatMul", rows, emit.swap_last(spread))
+    split = emit.reshape(product, [outputs, *windows.kernel, each])
+    last = windows.rank + 1
+    return emit.reshape(
+        emit.transpose(split, [0, last, *range(1, last)]), [outputs, each, *windows.kernel]
+    )
+
+
+def _taps(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> list[Tensor]:
+    """For each element of the kernel what it meets: (C, N, windows...), C outermost."""
+    turned = emit.transpose(x, [1, 0, *windows.axes])
+    if windows.padded:
+        pads = [0, 0, *windows.begins, 0, 0, *windows.ends]
+        turned = emit.op("Pad", turned, emit.ints(*pads))
+    if windows.unit:
+        return [turned]
+    counts = [emit.size(dy, axis) for axis in windows.axes]
+    taps = []
+    for place in itertools.product(*(range(size) for size in windows.kernel)):
+        starts = [index * gap for index, gap in zip(place, windows.dilations, strict=True)]
+        ends = [
+            start + (count - 1) * stride + 1
+            for start, count, stride in zip(starts, counts, windows.strides, strict=True)
+        ]
+        taps.append(
+            emit.op(
+                "Slice",
+                turned,
+                emit.ints(*starts),
+                emit.ints(*ends),
+                emit.ints(*windows.axes),
+                emit.ints(*windows.strides),
+            )
+        )
+    return taps
+
+
+def _transposed_geometry(step: Step) -> Geometry:
+    """The geometry of the convolution that a ConvTranspose is the transpose of."""
+    emit, weight = step.emit, step.inputs[1]
+    kernel = tuple(emit.size(weight, axis) for axis in range(2, emit.rank(weight)))
+    rank = len(kernel)
+    strides = tuple(step.attr("strides", [1] * rank))
+    dilations = tuple(step.attr("dilations", [1] * rank))
+    pads = list(step.attr("pads", [0] * 2 * rank))
+    extra = step.attr("output_padding", [0] * rank)
+    rule = step.attr("auto_pad", "NOTSET")
+    bare = Geometry(kernel, strides, dilations, (), ())
+    if step.attr("output_shape") is not None or rule.startswith("SAME"):
+        pads = [0] * 2 * rank
+        for axis in range(rank):
+            full = strides[axis] * (emit.size(step.x, axis + 2) - 1) + bare.spans[axis]
+            # Where the result is larger than all windows reach, nothing comes back.
+            total = max(full + extra[axis] - emit.size(step.y, axis + 2), 0)
+            less = total // 2
+            # Only SAME_UPPER has the odd element at the end.
+            pads[axis] = less if rule == "SAME_UPPER" else total - less
+            pads[rank + axis] = total - pads[axis]
+    return Geometry(
+        kernel,
+        strides,
+        dilations,
+        tuple(pads[:rank]),
+        tuple(pads[rank:]),
+        step.attr("group", 1),
+    )
+
+
+def _cut(emit: Emitter, made: Tensor, like: Tensor) -> Tensor:
+    """Without the windows at the ends that `like` does not have."""
+    if emit.shape(made) == emit.shape(like):
+        return made
+    rank = emit.rank(like) - 2
+    axes = emit.ints(*range(2, 2 + rank))
+    ends = emit.op("Slice", emit.shape_of(like), emit.ints(2), emit.ints(2 + rank))
+    return emit.op("Slice", made, emit.constant([0] * rank), ends, axes)
+
+
+CONVOLUTION: dict[str, Rule] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+}
