@@ -4,7 +4,7 @@ Equal small constants are one constant. Names are fresh, and begin with the scop
 were made. `Emitter` adds the arithmetic in which losses, gradients and optimizers are written.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnx import helper
 
 from onnxslim_passes.errors import UnsupportedModelError, UsageError
 from onnxslim_passes.model import Constant, Model, Node, Variable
+from onnxslim_passes.model.inlining import graft
 from onnxslim_passes.training.shapes import Array, Shape, Shapes, Tensor
 
 Attribute = int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | Constant
@@ -112,6 +113,30 @@ class Builder:
         node = self.graph.add_node(op, given, outputs=hints, name=hint, attrs=plain)
         self._shapes.learn(node)
         return tuple(node.outputs)
+
+    def graft(
+        self,
+        model: Model,
+        bindings: Mapping[str, Tensor],
+        types: Mapping[str, tuple[Tensor, Shape]],
+    ) -> dict[str, Tensor]:
+        """Puts another model's nodes into the graph: those with bodies, which `op` cannot make.
+
+        Args:
+            model: of the same opset, without functions; it is used up.
+            bindings: for each of its inputs, by name, the tensor that takes its place.
+            types: for each of its outputs a tensor of the same element type, and the shape.
+
+        Returns:
+            Its outputs by name.
+        """
+        self._made += 1
+        made = graft(self.graph, model, bindings, f"{self._scope}/{self._made}/")
+        for name, (like, shape) in types.items():
+            tensor = made[name]
+            if isinstance(tensor, Variable):
+                self._shapes.declare(tensor, self.elem_type(like), shape)
+        return made
 
     def add_output(self, node: Node, index: int) -> Variable:
         """An optional output of an existing node, added to it if it was left out."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TypeProto, defs, helper, numpy_helper, shape_inference
+from onnx import TypeProto, checker, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from onnxslim_passes.errors import UnsupportedModelError
@@ -42,7 +42,14 @@ _FACTORS = (1, 64, 6720)
 # Values of more elements than this are not followed: shapes are made of few.
 _FEW = 256
 
-_INFERENCE_ERRORS = (shape_inference.InferenceError, RuntimeError, ValueError, KeyError, TypeError)
+_INFERENCE_ERRORS = (
+    shape_inference.InferenceError,
+    checker.ValidationError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
 # What the reference implementation raises on inputs that it does not take.
 _EVALUATION_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 

@@ -77,7 +77,7 @@ def slice_(step: Step) -> tuple[Tensor]:
         if not places:
             return (emit.zeros_like(x),)
         if stride < 0:
-            dy = _reversed(emit, dy, axis)
+            dy = reversed_along(emit, dy, axis)
             places = places[::-1]
         dy = _spaced(emit, dy, axis, places.step)
         pads[axis] = (places.start, size - places.start - len(places) * places.step)
@@ -87,7 +87,8 @@ def slice_(step: Step) -> tuple[Tensor]:
     return (dy,)
 
 
-def _reversed(emit: Emitter, tensor: Tensor, axis: int) -> Tensor:
+def reversed_along(emit: Emitter, tensor: Tensor, axis: int) -> Tensor:
+    """The elements along an axis in the opposite order."""
     lowest = emit.ints(np.iinfo(np.int64).min)
     return emit.op("Slice", tensor, emit.ints(-1), lowest, emit.ints(axis), emit.ints(-1))
 

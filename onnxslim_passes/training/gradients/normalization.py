@@ -20,13 +20,19 @@ from onnxslim_passes.training.gradients.step import Rule, Step
 def softmax(step: Step) -> tuple[Tensor]:
     """The gradient is dx = y dy - y sum(y dy)."""
     emit, y = step.emit, step.y
-    if any(node.op == "IsNaN" for node in y.outputs):
-        # The graph expects rows of -inf only, whose result it replaces; so must the gradient.
+    if _replaces_undefined(y):
         y = emit.where(emit.op("IsNaN", y), emit.scalar(0, y), y)
     axis = step.attr("axis", -1) % emit.rank(y)
     weighted = emit.mul(step.dy, y)
     total = emit.reduce_sum(weighted, [axis], keepdims=True)
     return (emit.sub(weighted, emit.mul(y, total)),)
+
+
+def _replaces_undefined(y: Tensor) -> bool:
+    """Whether the graph expects rows of -inf only, and puts something in the place of their NaN."""
+    behind = [node for node in y.outputs if node.op != "Cast"]
+    behind += [one for node in y.outputs if node.op == "Cast" for one in node.outputs[0].outputs]
+    return any(node.op in ("IsNaN", "Where") for node in behind)
 
 
 def log_softmax(step: Step) -> tuple[Tensor]:

@@ -15,7 +15,7 @@ from onnxslim_passes.model.exporting import captured_inputs, sorted_nodes
 from onnxslim_passes.report.records import Decision
 from onnxslim_passes.training.emitter import Emitter, Tensor
 from onnxslim_passes.training.gradients.expansion import expand, has_body
-from onnxslim_passes.training.gradients.rules import RULES, STOPS
+from onnxslim_passes.training.gradients.rules import RULES, STOPS, STRAIGHT_THROUGH
 from onnxslim_passes.training.gradients.step import Step
 
 _REMEDY = (
@@ -137,10 +137,12 @@ def _carries(emit: Emitter, tensor: Variable) -> bool:
     """Whether a gradient goes back through an output of a node on the path."""
     if tensor.is_empty() or emit.stops(tensor):
         return False
-    # A straight-through gradient goes through quantized integers.
-    quantized = bool(tensor.inputs) and tensor.inputs[0].op == "QuantizeLinear"
+    maker = tensor.inputs[0].op if tensor.inputs else ""
+    if maker in STRAIGHT_THROUGH:
+        # A straight-through gradient goes through the integers, and through these alone.
+        return tensor is tensor.inputs[0].outputs[0]
     # An output of unknown type may be a float: better an error than a gradient that is missing.
-    return quantized or not emit.elem_type(tensor) or emit.is_float(tensor)
+    return not emit.elem_type(tensor) or emit.is_float(tensor)
 
 
 def _check_loss(emit: Emitter, loss: Tensor) -> None:

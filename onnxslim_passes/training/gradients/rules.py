@@ -14,6 +14,7 @@ from onnxslim_passes.training.gradients.pointwise import POINTWISE
 from onnxslim_passes.training.gradients.pooling import POOLING
 from onnxslim_passes.training.gradients.products import PRODUCTS
 from onnxslim_passes.training.gradients.quantization import QUANTIZATION
+from onnxslim_passes.training.gradients.recurrent import RECURRENT
 from onnxslim_passes.training.gradients.reductions import REDUCTIONS
 from onnxslim_passes.training.gradients.resizing import RESIZING
 from onnxslim_passes.training.gradients.step import Rule
@@ -29,9 +30,13 @@ RULES: dict[str, Rule] = {
     **POOLING,
     **PRODUCTS,
     **QUANTIZATION,
+    **RECURRENT,
     **REDUCTIONS,
     **RESIZING,
 }
+
+# Operators whose first output, integers, is given a gradient as if it were not rounded.
+STRAIGHT_THROUGH = frozenset(("DynamicQuantizeLinear", "QuantizeLinear"))
 
 # Operators whose outputs do not change when a floating-point input changes a little, or that do
 # not look at the values of their inputs.

@@ -11,7 +11,7 @@ import onnx
 
 from onnxslim_passes import runtime
 from onnxslim_passes.errors import OnnxSlimError, RuntimeRefusedError
-from onnxslim_passes.training.gradients import STOPS
+from onnxslim_passes.training.gradients import RULES, STOPS
 from tests.roundtrip.cases import node_cases
 from tests.training.gradients.checking import Comparison, Feed, compare
 
@@ -134,3 +134,16 @@ def _moved(value: np.ndarray, generator: np.random.Generator, operator: str) -> 
     if operator in DOMAINS:
         moved = np.clip(moved, *DOMAINS[operator])
     return np.asarray(moved, value.dtype)
+
+
+# Operators whose gradients are promised: all with a rule, and some that ONNX defines by others.
+LISTED = frozenset(RULES) - STRAIGHT_THROUGH | {
+    "Attention",
+    "CenterCropPad",
+    "GroupNormalization",
+    "MeanVarianceNormalization",
+    "NegativeLogLikelihoodLoss",
+    "RotaryEmbedding",
+    "Shrink",
+    "SoftmaxCrossEntropyLoss",
+}

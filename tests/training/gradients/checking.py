@@ -75,6 +75,7 @@ class Differentiated:
         self, model: Model, feed: Feed, wrt: Sequence[str], outputs: int | None = None
     ) -> None:
         self.wrt = list(wrt)
+        self._forward, self._given = model, dict(feed)
         # Whole numbers and conditions are settings: axes, shapes, indices.
         fixed = {name: value for name, value in feed.items() if name not in wrt}
         given = {tensor.name for tensor in model.graph.inputs}
@@ -107,15 +108,8 @@ class Differentiated:
     def compare(self, *, optimize: runtime.Optimization = "basic") -> Comparison:
         """Runs the gradients once and the outputs twice a direction."""
         generator = np.random.default_rng(0)
+        feed = {**self.feed, **self._random_weights(generator)}
         with runtime.open_session(self.model.to_proto(), optimize=optimize) as session:
-            shapes = self._output_shapes(session)
-            weights = {
-                name: np.asarray(
-                    generator.uniform(0.5, 1.5, shape) * generator.choice([-1, 1], shape), dtype
-                )
-                for name, (shape, dtype) in zip(self._weights, shapes, strict=True)
-            }
-            feed = {**self.feed, **weights}
             found = session.run(feed, [f"gradient of {name}" for name in self.wrt])
             computed, measured, scale = [], [], 1e-30
             for _ in range(DIRECTIONS):
@@ -133,20 +127,18 @@ class Differentiated:
         dtype = min((self.feed[name].dtype for name in self.wrt), key=lambda d: d.itemsize)
         return Comparison(computed, measured, scale, dtype)
 
-    def _output_shapes(self, session: runtime.Session) -> list[tuple[tuple[int, ...], Any]]:
-        symbols: dict[str, int] = {}
-        for spec in session.inputs:
-            if spec.name in self.feed:
-                sizes = zip(spec.shape, self.feed[spec.name].shape, strict=True)
-                symbols.update({name: size for name, size in sizes if isinstance(name, str)})
-        specs = {spec.name: spec for spec in session.inputs}
-        return [
-            (
-                tuple(symbols[s] if isinstance(s, str) else int(s or 0) for s in specs[n].shape),
-                specs[n].dtype,
-            )
-            for n in self._weights
-        ]
+    def _random_weights(self, generator: np.random.Generator) -> Feed:
+        """A weight for each element of the outputs; 0 for infinite ones: masked scores."""
+        with runtime.open_session(self._forward, optimize="none") as session:
+            given = {spec.name for spec in session.inputs}
+            feed = {name: value for name, value in self._given.items() if name in given}
+            outputs = session.run(feed, self.names)
+        weights = {}
+        for name, output in outputs.items():
+            signs = generator.choice([-1, 1], output.shape)
+            weight = generator.uniform(0.5, 1.5, output.shape) * signs * np.isfinite(output)
+            weights[f"weight of {name}"] = np.asarray(weight, output.dtype)
+        return weights
 
     def _change(
         self, session: runtime.Session, feed: Feed, direction: Mapping[str, Array]
@@ -160,12 +152,11 @@ class Differentiated:
                 for name, way in direction.items()
             }
             moved.append(session.run({**feed, **shifted}, self.names))
-        return [
-            (moved[0][name].astype(np.float64) - moved[1][name])
-            * feed[weight].astype(np.float64)
-            / (2 * step)
-            for name, weight in zip(self.names, self._weights, strict=True)
-        ]
+        changes = []
+        for name, weight in zip(self.names, self._weights, strict=True):
+            one, other = (np.nan_to_num(side[name].astype(np.float64)) for side in moved)
+            changes.append((one - other) * feed[weight].astype(np.float64) / (2 * step))
+        return changes
 
 
 def compare(
