@@ -13,6 +13,7 @@ from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
 from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
 from onnxslim_passes.passes.quantize_weights import QuantizeWeights
+from onnxslim_passes.passes.remove_dead_channels import RemoveDeadChannels
 from onnxslim_passes.passes.round_weights import RoundWeights
 from onnxslim_passes.passes.smooth_activations import SmoothActivations
 from onnxslim_passes.passes.store_weights import StoreWeights
@@ -27,6 +28,7 @@ PASSES: dict[str, type[Pass]] = {
         DedupeWeights,
         PruneMagnitude,
         EqualizeChannels,
+        RemoveDeadChannels,
         SmoothActivations,
         ClusterWeights,
         RoundWeights,
