@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
     from onnxslim_passes.passes.quantize_static import QuantizeStatic
     from onnxslim_passes.passes.quantize_weights import QuantizeWeights
+    from onnxslim_passes.passes.remove_dead_channels import RemoveDeadChannels
     from onnxslim_passes.passes.round_weights import RoundWeights
     from onnxslim_passes.passes.smooth_activations import SmoothActivations
     from onnxslim_passes.passes.store_weights import StoreWeights
@@ -68,6 +69,7 @@ __all__ = [
     "QuantizeStatic",
     "QuantizeWeights",
     "Recipe",
+    "RemoveDeadChannels",
     "Report",
     "Result",
     "RoundWeights",
