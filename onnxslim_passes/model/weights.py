@@ -153,6 +153,16 @@ class Weight:
         axes = {use.channel_axis for use in self.uses if use.role == self.role}
         return axes.pop() if len(axes) == 1 else None
 
+    @cached_property
+    def input_axis(self) -> int | None:
+        """The axis along which the input channels lie, or None if that is not one axis."""
+        channels, rank = self.channel_axis, len(self.shape)
+        if channels is None or rank < 2:
+            return None
+        if any("Conv" in operator for operator in self.op_types):
+            return 1 - channels
+        return rank - 2 if channels == rank - 1 else channels + 1
+
     @property
     def op_types(self) -> frozenset[str]:
         """The operators that take it."""

@@ -6,7 +6,8 @@ Han, Pool, Tran, Dally: "Learning both Weights and Connections for Efficient Neu
 NeurIPS 2015, prunes what is smaller than a quality parameter times the standard deviation of the
 layer (`deviation_mask`); fixed fractions by magnitude go back to the same paper's tables
 (`magnitude_mask`), and one threshold over all layers is the common "global" variant
-(`global_threshold`).
+(`global_threshold`). Structure that hardware can use is N:M (`n_of_m_mask`; Mishra et al. 2021,
+arXiv:2104.08378) and whole blocks (`block_norms`, then any of the above over the blocks).
 
 The order statistics are exact and need no sorted copy: the bit pattern of a non-negative float,
 read as an unsigned integer, is ordered like the number, so two walks over 16-bit digits (four for
@@ -21,7 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim_passes.numerics.arrays import FloatArray, blocks, check_finite, working_dtype
+from onnxslim_passes.numerics.arrays import (
+    FloatArray,
+    blocks,
+    check_finite,
+    normalized_axis,
+    working_dtype,
+)
 from onnxslim_passes.numerics.distortion import energy
 
 Mask = npt.NDArray[np.bool_]
@@ -122,6 +129,68 @@ def deviation_mask(weights: FloatArray, threshold: float) -> Mask:
         magnitudes = np.abs(block.astype(np.float64))
         mask[start : start + block.size] = (magnitudes >= limit) & (magnitudes > 0)
     return mask.reshape(weights.shape)
+
+
+def n_of_m_mask(weights: FloatArray, kept: int, of: int, axis: int) -> Mask:
+    """N:M sparsity: of every `of` neighbours along `axis`, the `kept` of largest magnitude.
+
+    A last group that is shorter keeps `kept`, too. Among equal magnitudes the first ones are kept.
+
+    Raises:
+        ValueError: NaN or infinity in `weights`, no such axis, or not ``0 < kept < of``.
+    """
+    if not 0 < kept < of:
+        raise ValueError(f"{kept} of {of}; expected N:M with 0 < N < M, such as 2 of 4")
+    check_finite(weights, "weights")
+    axis = normalized_axis(axis, weights.ndim)
+    magnitudes = np.moveaxis(np.abs(weights.astype(working_dtype(weights.dtype))), axis, -1)
+    length = magnitudes.shape[-1]
+    groups = -(-length // of)
+    padding = [(0, 0)] * (magnitudes.ndim - 1) + [(0, groups * of - length)]
+    padded = np.pad(magnitudes, padding, constant_values=-1.0)
+    grouped = padded.reshape(*magnitudes.shape[:-1], groups, of)
+    order = np.argsort(-grouped, axis=-1, kind="stable")
+    mask = np.zeros(grouped.shape, np.bool_)
+    np.put_along_axis(mask, order[..., :kept], True, axis=-1)
+    flat = mask.reshape(padded.shape)[..., :length]
+    return np.ascontiguousarray(np.moveaxis(flat, -1, axis))
+
+
+def block_norms(
+    weights: FloatArray, block: tuple[int, int], axes: tuple[int, int]
+) -> npt.NDArray[np.float64]:
+    """Root mean square of each block of a weight; the remaining axes belong to the block whole.
+
+    Args:
+        weights: finite.
+        block: sizes (r, c) along the two axes; the last blocks may be smaller.
+        axes: which axes of `weights`.
+
+    Returns:
+        float64, shape (ceil(R / r), ceil(C / c)).
+    """
+    check_finite(weights, "weights")
+    squares = np.square(np.moveaxis(weights, axes, (0, 1)).astype(np.float64))
+    plane = squares.reshape(*squares.shape[:2], -1).mean(axis=2)
+    for axis, size in enumerate(block):
+        starts = np.arange(0, plane.shape[axis], size)
+        lengths = np.minimum(size, plane.shape[axis] - starts)
+        sums = np.add.reduceat(plane, starts, axis=axis)
+        plane = sums / np.expand_dims(lengths, 1 - axis)
+    norms: npt.NDArray[np.float64] = np.sqrt(plane)
+    return norms
+
+
+def spread_mask(
+    block_mask: Mask, block: tuple[int, int], axes: tuple[int, int], shape: tuple[int, ...]
+) -> Mask:
+    """The mask of a weight of `shape` from that of its blocks; arguments as in `block_norms`."""
+    mask = block_mask
+    for axis, size in enumerate(block):
+        mask = np.repeat(mask, size, axis=axis)
+    mask = mask[: shape[axes[0]], : shape[axes[1]]]
+    mask = mask.reshape(*mask.shape, *(1,) * (len(shape) - 2))
+    return np.ascontiguousarray(np.broadcast_to(np.moveaxis(mask, (0, 1), axes), shape))
 
 
 def apply_mask(weights: FloatArray, mask: Mask) -> npt.NDArray[Any]:

@@ -115,3 +115,41 @@ def test_entropies():
     assert sparsity.mask_entropy_bits(0.5) == pytest.approx(1.0)
     # Han et al.'s densities: 8% kept costs 0.402 bits a weight for the positions.
     assert sparsity.mask_entropy_bits(0.08) == pytest.approx(0.402, abs=1e-3)
+
+
+@given(weights(max_size=12), st.data())
+def test_n_of_m_keeps_the_largest_of_every_group(values, data):
+    of = data.draw(st.integers(2, 5))
+    kept = data.draw(st.integers(1, of - 1))
+    axis = data.draw(st.integers(-values.ndim, values.ndim - 1))
+    mask = sparsity.n_of_m_mask(values, kept, of, axis)
+    rows = np.moveaxis(np.abs(values.astype(np.float64)), axis, -1)
+    flags = np.moveaxis(mask, axis, -1)
+    for start in range(0, rows.shape[-1], of):
+        group, chosen = rows[..., start : start + of], flags[..., start : start + of]
+        assert (chosen.sum(axis=-1) == min(kept, group.shape[-1])).all()
+        least = np.where(chosen, group, np.inf).min(axis=-1, initial=np.inf)
+        assert (np.where(chosen, 0, group).max(axis=-1, initial=0) <= least).all()
+
+
+@pytest.mark.parametrize(("kept", "of"), [(0, 4), (4, 4), (5, 4)])
+def test_n_of_m_that_prunes_nothing_or_all_is_refused(kept, of):
+    with pytest.raises(ValueError, match="0 < N < M"):
+        sparsity.n_of_m_mask(np.ones((4, 4), np.float32), kept, of, 0)
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)
+)
+def test_blocks_cover_a_weight(rows, columns, kernel, r, c):
+    shape = (columns, rows, kernel)
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    norms = sparsity.block_norms(values, (r, c), (1, 0))
+    assert norms.shape == (-(-rows // r), -(-columns // c))
+    first = values[:c, :r].astype(np.float64)
+    assert norms[0, 0] == pytest.approx(np.sqrt(np.mean(first**2)))
+    mask = sparsity.spread_mask(norms > np.median(norms), (r, c), (1, 0), shape)
+    for row in range(rows):
+        for column in range(columns):
+            chosen = norms[row // r, column // c] > np.median(norms)
+            assert (mask[column, row] == chosen).all()

@@ -16,6 +16,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"sparsity": 0.8, "min_elements": 1, "embeddings": True},
         {"scope": "global", "sparsity": 0.6, "min_elements": 1},
         {"threshold": 1.0, "min_elements": 1},
+        {"n_of_m": "2:4", "min_elements": 1},
+        {"block": (4, 2), "sparsity": 0.4, "min_elements": 1, "embeddings": True},
     ],
     "cluster-weights": [
         {"bits": 2, "min_elements": 1},

@@ -210,9 +210,116 @@ def test_a_weight_that_is_an_output_is_left_alone() -> None:
     assert decisions["w"].reason == "is an output of its graph, too"
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_two_of_four_along_the_input_channels(transposed: bool) -> None:
+    """Groups lie along the axis that the product sums over, whatever the layout."""
+    model = gemm(noise(8, 12).T.copy() if transposed else noise(8, 12), transposed)
+    _, decisions = prune(model, n_of_m="2:4")
+    kept = values(model, "w") != 0
+    kept = kept.T if transposed else kept
+    assert (kept.reshape(2, 4, 12).sum(axis=1) == 2).all()
+    assert decisions["w"].reason == "all but 2 of every 4 input channels became zero"
+    second, decisions = prune(model, n_of_m="2:4")
+    assert not second.changed
+    assert decisions["w"].reason == "has no more than 2 of every 4 already"
+
+
+def test_two_of_four_input_channels_of_a_kernel() -> None:
+    model = convolution(noise(6, 8, 3, 3))
+    prune(model, n_of_m="2:4")
+    assert ((values(model, "w") != 0).reshape(6, 2, 4, 3, 3).sum(axis=2) == 2).all()
+
+
+def test_blocks_of_kernels() -> None:
+    model = convolution(noise(6, 8, 3, 3))
+    _, decisions = prune(model, sparsity=0.5, block=(2, 4))
+    blocks = (values(model, "w") != 0).reshape(3, 2, 2, 4, 9).transpose(0, 2, 1, 3, 4)
+    filled = blocks.reshape(6, -1).mean(axis=1)
+    assert sorted(filled.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert decisions["w"].reason == "the smallest 0.5 of its 2x4 blocks became zero"
+
+
+def test_blocks_by_one_threshold() -> None:
+    w1, w2 = noise(30, 20, scale=0.01), noise(20, 40, seed=1)
+    model = network(w1, w2)
+    _, decisions = prune(model, sparsity=0.4, block=(4, 1), scope="global")
+    assert zeros(values(model, "w1")) > zeros(values(model, "w2"))
+    blocks = (values(model, "w2") != 0).reshape(20, 10, 4)
+    assert np.isin(blocks.sum(axis=2), (0, 4)).all()
+    assert "4x1 blocks among the smallest 0.4 of all weights" in decisions["w1"].reason
+
+
+@pytest.mark.parametrize("scope", ["weight", "global"])
+def test_overrides(scope: str) -> None:
+    model = network(noise(30, 20), noise(20, 40))
+    _, decisions = prune(
+        model, sparsity=0.5, scope=scope, overrides=[{"nodes": "w1", "sparsity": 0.9}]
+    )
+    assert zeros(values(model, "w1")) == 0.9
+    assert zeros(values(model, "w2")) == 0.5
+    assert decisions["w1"].reason == "the smallest 0.9 of its magnitudes became zero"
+
+
+def test_an_override_of_zero_leaves_a_weight() -> None:
+    model = network(noise(30, 20), noise(20, 40))
+    _, decisions = prune(model, overrides=[{"nodes": "w1", "sparsity": 0}])
+    assert not decisions["w1"].taken
+    assert decisions["w1"].reason == "sparsity=0 of 600 elements is none"
+
+
+def test_overrides_of_a_threshold() -> None:
+    model = network(noise(100, 100), noise(100, 200))
+    prune(model, threshold=1.0, overrides=[{"nodes": "w2", "threshold": 0.5}])
+    assert zeros(values(model, "w2")) == pytest.approx(0.3829, abs=0.02)
+
+
+def test_an_override_takes_another_measure() -> None:
+    model = network(noise(100, 100), noise(100, 200))
+    prune(model, n_of_m="1:4", overrides=[{"nodes": "w2", "sparsity": 0.3}])
+    assert zeros(values(model, "w1")) == 0.75
+    assert zeros(values(model, "w2")) == 0.3
+
+
+def test_groups_need_an_axis_of_output_channels() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 17]>
+        g (float[N, 4] x) => (float[N, 4] y, float[4, N] z) {
+            t = Transpose (x)  y = MatMul (x, w)  z = MatMul (w, t)
+        }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(noise(4, 4), "w"))
+    _, decisions = prune(Model.from_proto(proto), n_of_m="1:2")
+    assert "no one axis of output channels" in decisions["w"].reason
+
+
+def gemm(weight: Array, transposed: bool) -> Model:
+    outputs, inputs = weight.shape if transposed else weight.shape[::-1]
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 17]>
+        g (float[N, {inputs}] x) => (float[N, {outputs}] y) {{
+            y = Gemm <transB = {int(transposed)}> (x, w)
+        }}"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    return Model.from_proto(proto)
+
+
+def convolution(weight: Array) -> Model:
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 17]>
+        g (float[N, {weight.shape[1]}, 8, 8] x) => (float[N, {weight.shape[0]}, 6, 6] y) {{
+            y = Conv (x, w)
+        }}"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    return Model.from_proto(proto)
+
+
 def test_misspelt_names_are_errors() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean"):
         prune(network(noise(30, 20), noise(20, 40)), include=["w11"])
+    with pytest.raises(UnknownNameError, match="Did you mean 'w1'"):
+        prune(network(noise(30, 20), noise(20, 40)), overrides=[{"nodes": "w11", "sparsity": 0.5}])
 
 
 @pytest.mark.parametrize(
@@ -223,6 +330,19 @@ def test_misspelt_names_are_errors() -> None:
         ({"threshold": 0.0}, "greater than 0"),
         ({"sparsity": 0.5, "threshold": 1.0}, "exclude each other"),
         ({"scope": "global", "threshold": 1.0}, "drop scope"),
+        ({"n_of_m": "2:4", "sparsity": 0.5}, "exclude each other"),
+        ({"n_of_m": "4:4"}, "expected N:M with 0 < N < M"),
+        ({"n_of_m": "two of four"}, "expected N:M"),
+        ({"n_of_m": "2:4", "scope": "global"}, "drop scope"),
+        ({"n_of_m": "2:4", "block": (2, 2)}, "block goes with sparsity"),
+        ({"threshold": 1.0, "block": (2, 2)}, "block goes with sparsity"),
+        ({"block": (0, 2)}, "greater than or equal to 1"),
+        ({"overrides": [{"nodes": "w1"}]}, "changes nothing; give one of sparsity, threshold"),
+        ({"overrides": [{"nodes": "w1", "sparsity": 1.5}]}, "less than 1"),
+        (
+            {"overrides": [{"nodes": "w1", "sparsity": 0.5, "threshold": 1.0}]},
+            "sparsity and threshold; give one",
+        ),
         ({"scope": "layer"}, "'weight' or 'global'"),
         ({"sparcity": 0.5}, "sparcity"),
     ],
