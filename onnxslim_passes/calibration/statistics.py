@@ -65,8 +65,9 @@ def collect_statistics(
     axis: int | Mapping[str, int] = 1,
     progress: Progress | None = None,
     strict: bool = True,
+    most: int | None = None,
 ) -> dict[str, ChannelStatistics]:
-    """Runs the model on all samples once.
+    """Runs the model on the samples once.
 
     Args:
         model: Stays as it is.
@@ -75,6 +76,7 @@ def collect_statistics(
         axis: The channel axis of all tensors, or of each by name; negative ones count from the end.
         progress: Is shown the feeds.
         strict: Raise for a tensor that becomes NaN or infinite. Else it is left out of the result.
+        most: Feeds to look at, spread over the samples; all by default.
 
     Raises:
         SamplesError: The data does not fit the model, a tensor became NaN or infinite, or has more
@@ -89,7 +91,7 @@ def collect_statistics(
         for name, (place, rank) in _places(model, tensors, axis).items()
     }
     with _reduced(model, found) as session:
-        for feed in shown(samples.feeds(session.inputs), samples, progress):
+        for feed in shown(samples.feeds(session.inputs, most=most), samples, progress):
             values = list(session.run(feed).values())
             for index, sums in enumerate(found.values()):
                 sums.update(values[_FIELDS * index : _FIELDS * (index + 1)], samples, strict)

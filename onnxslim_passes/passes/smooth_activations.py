@@ -42,6 +42,7 @@ Array = npt.NDArray[Any]
 _ALPHAS = tuple(round(0.05 * number, 2) for number in range(4, 20))
 _WIDEST = 2.0**12  # a factor beyond it would trouble float16 and helps nobody
 _CODES = 255.0
+_FEEDS = 32  # channels that stand out do so in every sample
 _WEIGHT_CODES = 127.0
 
 
@@ -133,6 +134,7 @@ class SmoothActivations(Selection, Pass):
                 axis=-1,
                 progress=context.progress,
                 strict=False,
+                most=_FEEDS,
             )
         effects = self._effects(model, groups, known, context)
         for group in groups:
