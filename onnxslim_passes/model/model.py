@@ -143,8 +143,7 @@ class Model:
     def called_function(self, node: Node) -> Graph | None:
         """The model-local function that a node calls, or None."""
         for function in self.functions:
-            key = (function.proto.domain, function.proto.name, function.proto.overload)
-            if key == (node.domain, node.op, node.overload):
+            if _function_key(function) == (node.domain, node.op, node.overload):
                 return function
         return None
 
@@ -158,6 +157,34 @@ class Model:
         payloads = {id(constant.payload): constant for constant in self.constants()}
         held_bytes = sum(constant.nbytes for constant in payloads.values() if not constant.sparse)
         return int(outline.ByteSize()) + held_bytes
+
+    # ---- functions
+
+    def add_function(self, proto: onnx.FunctionProto) -> None:
+        """Adds a model-local function of version 1 of its domain, unless it is there.
+
+        Its tensors have names of their own, which do not count among those of the model.
+        """
+        key = (proto.domain, proto.name, proto.overload)
+        if any(_function_key(function) == key for function in self.functions):
+            return
+        importer = Importer(_default_opset(proto, self.opset), TensorPayload)
+        self.functions.append(importer.function(proto, _default_opset(proto, self.opset)))
+        if proto.domain not in self.opsets:
+            self.proto.opset_import.add(domain=proto.domain, version=1)
+
+    def remove_unused_function(self, domain: str, name: str) -> None:
+        """Removes a function that nobody calls, and its domain with the last one of it."""
+        if any((node.domain, node.op) == (domain, name) for node in self.nodes()):
+            return
+        self.functions = [
+            function for function in self.functions if _function_key(function)[:2] != (domain, name)
+        ]
+        if any(_function_key(function)[0] == domain for function in self.functions):
+            return
+        kept = [entry for entry in self.proto.opset_import if entry.domain != domain]
+        del self.proto.opset_import[:]
+        self.proto.opset_import.extend(kept)
 
     # ---- edits that span graphs
 
@@ -383,6 +410,12 @@ class Model:
         for function in self.functions:
             exporter.function(function, proto.functions.add())
         return proto
+
+
+def _function_key(function: Graph) -> tuple[str, str, str]:
+    """What calls of a function must agree with."""
+    proto = function.proto
+    return proto.domain, proto.name, proto.overload
 
 
 def _keep_labels(graph: Graph, copied: Graph) -> None:

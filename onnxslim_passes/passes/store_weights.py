@@ -34,7 +34,7 @@ from onnxslim_passes.storage.choice import Candidate, Offer, choose, common_byte
 from onnxslim_passes.storage.contents import Contents
 from onnxslim_passes.storage.folding import settle
 from onnxslim_passes.storage.recognition import decoder_constants
-from onnxslim_passes.storage.writer import Replacement, Writer, short_names
+from onnxslim_passes.storage.writer import Replacement, Writer, may_have_functions, short_names
 
 __all__ = ["StoreWeights"]
 
@@ -47,6 +47,7 @@ EncodingName = Literal[
     "codebook-uint4",
     "codebook-packed",
     "codebook-sparse",
+    "codebook-huffman",
     "bitmask",
     "rice",
     "grid",
@@ -57,10 +58,12 @@ _PORTABLE: tuple[EncodingName, ...] = (
     *("sparse", "fill", "narrow", "codebook-uint8", "codebook-uint4", "codebook-packed"),
     *("codebook-sparse", "grid"),
 )
-Level = Literal["portable", "compact"]
+_COMPACT: tuple[EncodingName, ...] = (*_PORTABLE, "bitmask", "rice")
+Level = Literal["portable", "compact", "smallest"]
 _LEVELS: dict[Level, tuple[EncodingName, ...]] = {
     "portable": _PORTABLE,
-    "compact": (*_PORTABLE, "bitmask", "rice"),
+    "compact": _COMPACT,
+    "smallest": (*_COMPACT, "codebook-huffman"),
 }
 
 _TYPES = frozenset(
@@ -104,6 +107,7 @@ class _Survey:
         self.progress = context.progress
         self.decisions: list[Decision] = []
         self._ir_version = model.ir_version
+        self._functions = may_have_functions(model)
         count = sum(constant.size > 1 for constant in model.constants())
         self._name_bytes = 2 if count <= _TWO_LETTER_WEIGHTS else 3
 
@@ -119,6 +123,7 @@ class _Survey:
             self._name_bytes,
             encodings=self._encodings,
             strip_safe=strip_safe,
+            functions=self._functions and not graph.is_function,
         )
 
 
@@ -140,7 +145,8 @@ class StoreWeights(Selection, Pass):
         Level,
         Field(
             description="portable: tables and sparse initializers, which every runtime rebuilds at "
-            "once; compact: masks and gaps too, which ONNX Runtime folds at load"
+            "once; compact: masks and gaps too, which ONNX Runtime folds at load; smallest: "
+            "Huffman codes and functions too, which load slower and need more memory"
         ),
     ] = "compact"
     encodings: Annotated[

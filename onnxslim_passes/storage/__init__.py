@@ -16,6 +16,7 @@ from onnxslim_passes.storage.codebook import (
 from onnxslim_passes.storage.dense import Dense
 from onnxslim_passes.storage.fill import Fill
 from onnxslim_passes.storage.grid import Grid
+from onnxslim_passes.storage.huffman import CodebookHuffman
 from onnxslim_passes.storage.narrow import Narrow
 from onnxslim_passes.storage.scattered import Bitmask, Rice
 from onnxslim_passes.storage.sparse import Sparse
@@ -32,6 +33,7 @@ ENCODINGS: dict[str, Encoding] = {
         CodebookUint4(),
         CodebookPacked(),
         CodebookSparse(),
+        CodebookHuffman(),
         Bitmask(),
         Rice(),
         Grid(),

@@ -9,22 +9,31 @@ known at once and its values are made only if the encoding wins. A `Literal` is 
 (a shape, a shift). Expressions without a payload, such as the table that unpacks bits, are equal
 wherever they are equal in structure: the writer emits them once per graph, and the choice of
 encodings counts them once per graph.
+
+What a decoder does again and again can be a `Function`: its steps are written once, as a function
+of the model, and a `call` takes no more than one node. Where the model cannot have functions, a
+call is the steps themselves.
 """
 
 import abc
+import itertools
+import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from onnx import (
     AttributeProto,
+    FunctionProto,
     NodeProto,
+    OperatorSetIdProto,
     SparseTensorProto,
     TensorProto,
     ValueInfoProto,
     helper,
+    numpy_helper,
 )
 
 if TYPE_CHECKING:
@@ -74,22 +83,52 @@ class Literal:
         return np.frombuffer(self.data, self.dtype).reshape(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One node with one output.
 
     Attributes:
-        op: operator of the default domain.
+        op: operator of the default domain, or the name of `function`.
         inputs: what it reads.
         attrs: attributes, as sorted pairs so that steps can be compared.
         shape: the shape of the output, int64, declared in the file; only where ONNX Runtime cannot
             infer it (NonZero), and does not fold without.
+        function: what the node calls, or None for an operator.
     """
 
     op: str
     inputs: tuple["Expression", ...]
     attrs: tuple[tuple[str, int | tuple[int, ...]], ...] = ()
     shape: tuple[int, ...] | None = None
+    function: "Function | None" = None
+    _hash: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Kept: a step is hashed often, and a tensor taken twice at each of n levels would have its
+        # hash computed 2^n times.
+        content = (self.op, self.inputs, self.attrs, self.shape, self.function)
+        object.__setattr__(self, "_hash", hash(content))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Step) or self._hash != other._hash:
+            return False
+        mine = (self.op, self.inputs, self.attrs, self.shape, self.function)
+        return mine == (other.op, other.inputs, other.attrs, other.shape, other.function)
+
+    @property
+    def domain(self) -> str:
+        """The domain of the operator."""
+        return FUNCTION_DOMAIN if self.function is not None else ""
+
+    @property
+    def parts(self) -> tuple["Expression", ...]:
+        """What it needs in the file besides itself."""
+        return self.inputs if self.function is None else (*self.inputs, self.function)
 
     def declaration(self, name: str) -> ValueInfoProto | None:
         """What is declared of the output under a name, or None."""
@@ -98,12 +137,98 @@ class Step:
         return helper.make_tensor_value_info(name, TensorProto.INT64, self.shape)
 
 
-Expression: TypeAlias = Payload | Literal | Step
+@dataclass(frozen=True)
+class Argument:
+    """A leaf of a function's body: the input of this number."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Function:
+    """Steps that several decoders, or one several times, go through.
+
+    Attributes:
+        name: in the domain `FUNCTION_DOMAIN`.
+        arity: number of inputs.
+        body: from `Argument` and `Literal` leaves to the output.
+        opset: of the operators in it.
+    """
+
+    name: str
+    arity: int
+    body: Step
+    opset: int
+
+    def to_proto(self) -> FunctionProto:
+        """The function of the model, with names as short as they can be."""
+        names = short_names()
+        inputs = [next(names) for _ in range(self.arity)]
+        known: dict[Expression, str] = {}
+        nodes = []
+        for part in walk(self.body):
+            if isinstance(part, Argument):
+                known[part] = inputs[part.index]
+                continue
+            known[part] = next(names)
+            nodes.append(_function_node(part, known))
+        proto = FunctionProto(name=self.name, domain=FUNCTION_DOMAIN, node=nodes)
+        proto.input.extend(inputs)
+        proto.output.append(known[self.body])
+        proto.opset_import.add(domain="", version=self.opset)
+        return proto
+
+
+def _function_node(part: "Expression", known: Mapping["Expression", str]) -> NodeProto:
+    node = NodeProto(output=[known[part]])
+    if isinstance(part, Literal):
+        node.op_type = "Constant"
+        node.attribute.append(
+            helper.make_attribute("value", numpy_helper.from_array(part.values()))
+        )
+        return node
+    assert isinstance(part, Step)  # payloads belong to weights, not to functions
+    node.op_type = part.op
+    node.input.extend(known[operand] for operand in part.inputs)
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in part.attrs)
+    return node
+
+
+Expression: TypeAlias = Payload | Literal | Step | Argument | Function
+
+# Of the functions in files. Each call takes its bytes.
+FUNCTION_DOMAIN = "w"
+
+
+def short_names() -> Iterator[str]:
+    """a, b, ... Z, aa, ab, ...: every name costs its length in the file at each of its uses."""
+    rest = string.ascii_letters + string.digits
+    for length in itertools.count():
+        for first in string.ascii_letters:
+            for tail in itertools.product(rest, repeat=length):
+                yield first + "".join(tail)
 
 
 def step(op: str, *inputs: Expression, **attrs: int | tuple[int, ...]) -> Step:
     """`Step` in the notation of a call."""
     return Step(op, inputs, tuple(sorted(attrs.items())))
+
+
+def call(function: Function, *inputs: Expression, site: "Site") -> Step:
+    """A call of a function, or its steps where the model cannot have it."""
+    if site.functions:
+        return Step(function.name, inputs, function=function)
+    known: dict[Expression, Expression] = {}
+    for part in walk(function.body):
+        if isinstance(part, Argument):
+            known[part] = inputs[part.index]
+        elif isinstance(part, Step):
+            known[part] = replace(part, inputs=tuple(known[each] for each in part.inputs))
+        else:
+            known[part] = part
+    result = known[function.body]
+    assert isinstance(result, Step)
+    return result
 
 
 @dataclass(frozen=True)
@@ -119,6 +244,7 @@ class Site:
             may.
         strip_safe: decoders declare no shapes, so that they fold even after a tool has removed the
             declarations, at the price of slower loading.
+        functions: whether decoders may call functions of the model.
     """
 
     opset: int
@@ -127,6 +253,7 @@ class Site:
     name_bytes: int = 2
     encodings: frozenset[str] | None = None
     strip_safe: bool = False
+    functions: bool = False
 
     def allows(self, encoding: str) -> bool:
         """Whether an encoding may be used here."""
@@ -183,7 +310,7 @@ def walk(root: Expression) -> Iterator[Expression]:
             yield expression
         else:
             pending.append((expression, True))
-            pending.extend((operand, False) for operand in reversed(expression.inputs))
+            pending.extend((operand, False) for operand in reversed(expression.parts))
 
 
 def own_and_common(root: Expression) -> tuple[list[Expression], list[Expression]]:
@@ -209,10 +336,17 @@ def part_bytes(part: Expression, site: Site) -> int:
     if isinstance(part, Step):
         name = "x" * site.name_bytes
         node = helper.make_node(part.op, [name] * len(part.inputs), [name])
+        if part.domain:
+            node.domain = part.domain
         node.attribute.extend(helper.make_attribute(name, value) for name, value in part.attrs)
         declared = part.declaration(name)
         size = framed_bytes(declared.ByteSize()) if declared is not None else 0
         return framed_bytes(node.ByteSize()) + size
+    if isinstance(part, Function):
+        # Its field has a number above 15, and the model must import the domain.
+        imported = OperatorSetIdProto(domain=FUNCTION_DOMAIN, version=1).ByteSize()
+        return 1 + framed_bytes(part.to_proto().ByteSize()) + framed_bytes(imported)
+    assert not isinstance(part, Argument)  # the walk does not enter functions
     if isinstance(part, Literal):
         return tensor_bytes(part.shape, part.dtype, len(part.data), site)
     if part.sparse:

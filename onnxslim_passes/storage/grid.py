@@ -37,6 +37,7 @@ from onnxslim_passes.storage.codebook import (
 from onnxslim_passes.storage.contents import MAX_CODES, Contents
 from onnxslim_passes.storage.dense import Dense
 from onnxslim_passes.storage.fill import Fill
+from onnxslim_passes.storage.huffman import CodebookHuffman
 from onnxslim_passes.storage.narrow import Narrow
 from onnxslim_passes.storage.scattered import Bitmask, Rice
 
@@ -50,6 +51,7 @@ _PARTS: tuple[Encoding, ...] = (
     CodebookUint4(),
     CodebookPacked(),
     CodebookSparse(),
+    CodebookHuffman(),
     Bitmask(),
     Rice(),
 )

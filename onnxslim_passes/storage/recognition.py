@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from onnxslim_passes.model import Constant, Graph, Model, Node, Variable
+from onnxslim_passes.storage.base import FUNCTION_DOMAIN
 
 Tensor = Variable | Constant
 
@@ -21,7 +22,7 @@ _DECODER_OPS = frozenset(
     [
         *("Add", "Cast", "Concat", "CumSum", "Div", "Expand", "Gather", "GatherElements"),
         *("Mod", "Mul", "NonZero", "Range", "Reshape", "ScatterElements", "Shape", "Sign"),
-        *("Slice", "Sub", "Transpose", "Where"),
+        *("Size", "Slice", "Sub", "Transpose", "Where"),
     ]
 )
 _NARROW = frozenset(
@@ -52,11 +53,11 @@ class StoredWeight:
 
 def stored_weights(model: Model) -> Iterator[StoredWeight]:
     """The stored weights of a model, in the order of its nodes."""
-    known: dict[Tensor, bool] = {}
+    search = _Search(model)
     for graph in model.graphs():
         for node in graph.nodes:
             for tensor in node.outputs:
-                if _is_rebuilt(tensor, known) and _is_taken(tensor, graph, known):
+                if search.is_rebuilt(tensor) and search.is_taken(tensor, graph):
                     nodes, constants = _cone(tensor)
                     if any(_enlarges(each) for each in nodes):
                         yield StoredWeight(graph, tensor, frozenset(nodes), frozenset(constants))
@@ -67,18 +68,55 @@ def decoder_constants(model: Model) -> set[Constant]:
     return {constant for stored in stored_weights(model) for constant in stored.constants}
 
 
-def _is_taken(tensor: Variable, graph: Graph, known: dict[Tensor, bool]) -> bool:
-    """Whether anything but another part of a decoder takes a rebuilt tensor."""
-    if tensor in graph.outputs:
-        return True
-    takers = dict.fromkeys(tensor.outputs)
-    return any(not all(_is_rebuilt(made, known) for made in taker.outputs) for taker in takers)
+class _Search:
+    """What is known about the tensors of one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._known: dict[Tensor, bool] = {}
+        self._functions = {
+            function.proto.name
+            for function in model.functions
+            if function.proto.domain == FUNCTION_DOMAIN
+            and all(not node.domain and node.op in _DECODER_OPS for node in function.nodes)
+        }
+
+    def is_taken(self, tensor: Variable, graph: Graph) -> bool:
+        """Whether anything but another part of a decoder takes a rebuilt tensor."""
+        if tensor in graph.outputs:
+            return True
+        takers = dict.fromkeys(tensor.outputs)
+        return any(not all(self.is_rebuilt(made) for made in taker.outputs) for taker in takers)
+
+    def is_rebuilt(self, start: Tensor) -> bool:
+        """Whether a tensor depends on constants alone, through the operators of decoders."""
+        known = self._known
+        pending = [start]
+        while pending:
+            tensor = pending[-1]
+            if tensor in known:
+                pending.pop()
+            elif isinstance(tensor, Constant):
+                known[tensor] = tensor.input_info is None
+            elif not tensor.inputs or not self._may_decode(tensor.inputs[0]):
+                known[tensor] = False
+            else:
+                inputs = tensor.inputs[0].inputs
+                unknown = [operand for operand in inputs if operand not in known]
+                pending.extend(unknown)
+                if not unknown:
+                    known[tensor] = all(known[operand] for operand in inputs)
+        return known[start]
+
+    def _may_decode(self, node: Node) -> bool:
+        if node.domain == FUNCTION_DOMAIN:
+            return node.op in self._functions
+        return not node.domain and node.op in _DECODER_OPS
 
 
 def _enlarges(node: Node) -> bool:
     if node.op == "Cast":
         return isinstance(node.inputs[0], Constant) and node.inputs[0].dtype in _NARROW
-    if node.op == "ScatterElements":
+    if node.op == "ScatterElements" or node.domain == FUNCTION_DOMAIN:
         return True
     if len(node.inputs) != 2:
         return False
@@ -90,30 +128,6 @@ def _enlarges(node: Node) -> bool:
         return len(makers) == 2 and set(makers) <= {"Reshape", "Sub"}
     # A table of positions taken by constant indices is no codebook: codes pass through a node.
     return node.op in ("Gather", "GatherElements") and isinstance(second, Variable)
-
-
-def _is_rebuilt(start: Tensor, known: dict[Tensor, bool]) -> bool:
-    """Whether a tensor depends on constants alone, through the operators of decoders."""
-    pending = [start]
-    while pending:
-        tensor = pending[-1]
-        if tensor in known:
-            pending.pop()
-        elif isinstance(tensor, Constant):
-            known[tensor] = tensor.input_info is None
-        elif not tensor.inputs or not _may_decode(tensor.inputs[0]):
-            known[tensor] = False
-        else:
-            inputs = tensor.inputs[0].inputs
-            unknown = [operand for operand in inputs if operand not in known]
-            pending.extend(unknown)
-            if not unknown:
-                known[tensor] = all(known[operand] for operand in inputs)
-    return known[start]
-
-
-def _may_decode(node: Node) -> bool:
-    return not node.domain and node.op in _DECODER_OPS
 
 
 def _cone(root: Variable) -> tuple[set[Node], set[Constant]]:

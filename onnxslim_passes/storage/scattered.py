@@ -30,6 +30,7 @@ from onnxslim_passes.storage.base import Encoding, Literal, Payload, Plan, Site,
 from onnxslim_passes.storage.codebook import CodebookPacked, CodebookUint4, CodebookUint8
 from onnxslim_passes.storage.contents import Contents
 from onnxslim_passes.storage.dense import Dense
+from onnxslim_passes.storage.huffman import CodebookHuffman
 from onnxslim_passes.storage.narrow import Narrow
 from onnxslim_passes.storage.streams import INT32, filled, head, reshape, unpack_codes, unpack_flags
 
@@ -39,6 +40,7 @@ _VALUES: Sequence[Encoding] = (
     CodebookUint8(),
     CodebookUint4(),
     CodebookPacked(),
+    CodebookHuffman(),
 )
 # A mask takes a bit an element: with fewer elements of the background it cannot pay.
 _LEAST_BACKGROUND = 1 / 64

@@ -1,22 +1,27 @@
 """Puts decoders into a graph, and takes them out again."""
 
-import itertools
-import string
 from collections.abc import Iterator
 
 from onnxslim_passes.model import Constant, Graph, Model, Node, Variable
-from onnxslim_passes.storage.base import Expression, Literal, Payload, Step
+from onnxslim_passes.storage.base import (
+    FUNCTION_DOMAIN,
+    Argument,
+    Expression,
+    Function,
+    Literal,
+    Payload,
+    Step,
+    short_names,
+)
+
+__all__ = ["Replacement", "Writer", "short_names"]
 
 Tensor = Variable | Constant
 
 
-def short_names() -> Iterator[str]:
-    """a, b, ... Z, aa, ab, ...: every name costs its length in the file at each of its uses."""
-    rest = string.ascii_letters + string.digits
-    for length in itertools.count():
-        for first in string.ascii_letters:
-            for tail in itertools.product(rest, repeat=length):
-                yield first + "".join(tail)
+def may_have_functions(model: Model) -> bool:
+    """Whether decoders may bring functions along: from IR version 8, if their domain is free."""
+    return model.ir_version >= 8 and FUNCTION_DOMAIN not in model.opsets
 
 
 class Writer:
@@ -62,6 +67,7 @@ class Writer:
             tensor = Variable(name, expression.declaration(name))
             self._node(expression, tensor)
         else:
+            assert not isinstance(expression, Argument | Function)  # no tensors of this graph
             tensor = self._constant(expression)
         self._written[expression] = tensor
         return tensor
@@ -71,7 +77,11 @@ class Writer:
         attrs = {
             name: list(value) if isinstance(value, tuple) else value for name, value in step.attrs
         }
-        node = self._graph.add_node(step.op, inputs, outputs=[output], attrs=attrs)
+        if step.function is not None:
+            self._model.add_function(step.function.to_proto())
+        node = self._graph.add_node(
+            step.op, inputs, outputs=[output], attrs=attrs, domain=step.domain
+        )
         node.name = ""  # a name is bytes, and this node is known by its output
 
     def _constant(self, leaf: Payload | Literal) -> Constant:
@@ -99,6 +109,8 @@ class Writer:
             node: Node = unused.inputs[0]
             operands = list(dict.fromkeys(node.inputs))
             self._graph.remove_node(node)
+            if node.domain == FUNCTION_DOMAIN:
+                self._model.remove_unused_function(node.domain, node.op)
             pending.extend(operands)
         self._written = {e: made for e, made in self._written.items() if made not in gone}
 

@@ -113,6 +113,25 @@ def test_portable_files_have_tables_and_sparse_initializers(weight: Array, encod
     check_encoding(17, weight, encoding, level="portable")
 
 
+def test_smallest_files_have_huffman_codes_and_one_function() -> None:
+    values = np.array([0, 1, -1, 2, -2, 3], np.float32)
+    frequencies = [0.9, 0.04, 0.03, 0.02, 0.005, 0.005]
+    first, second = (RNG.choice(values, (256, 256), p=frequencies) for _ in range(2))
+    compact, smallest = mlp(first, second), mlp(first, second)
+    store(compact)
+    result = store(smallest, level="smallest")
+    assert set(encodings(result).values()) == {"rice"}
+    assert all(
+        d.figures["values"] == "codebook-huffman" for d in result.decisions if "values" in d.figures
+    )
+    assert [function.name for function in smallest.functions] == ["m"]
+    assert smallest.to_proto().ByteSize() < 0.96 * compact.to_proto().ByteSize()
+    assert_same_at_run_time(mlp(first, second), smallest)
+    onnx.checker.check_model(smallest.to_proto())
+    again = load(smallest.to_proto())
+    assert not store(again, level="smallest").changed
+
+
 def check_encoding(opset: int, weight: Array, encoding: str, **options: Any) -> None:
     """The first of two weights gets this encoding, which folds to the same bits."""
     model = mlp(weight.astype(np.float32), noise((weight.shape[1], 8)), opset)

@@ -1,0 +1,119 @@
+"""Codebooks with Huffman codes: frequent values take fewer bits.
+
+The codes of a weight are a wavelet matrix (`numerics.huffman`): a stream of bits for each level of
+the code. The table's values, each repeated as often as it occurs, are permuted level by level:
+
+    runs = GatherElements(table, CumSum(ScatterElements(Expand(0, [n]), starts, Sign(starts))))
+    rest = merge(merge(merge([], level 2, T, runs), level 1, T, runs), level 0, T, runs)[:n]
+
+    merge(rest, bytes, T, runs):
+        v = Reshape(Gather(T, bytes), [-1])                              the bits, one by one
+        index = Sub(Mul(Range(0, m), Sub(1, v)), CumSum(v))
+        GatherElements(Concat(rest, Slice(runs, Shape(rest), Shape(v))), index)
+
+No length stands in a step, so that `merge` is a function of the model, called once a level; a
+level costs some 40 bytes besides its bits.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxslim_passes.numerics.huffman import WaveletMatrix, best_code_lengths
+from onnxslim_passes.storage.base import (
+    Argument,
+    Encoding,
+    Function,
+    Literal,
+    Payload,
+    Plan,
+    Site,
+    Step,
+    call,
+    step,
+)
+from onnxslim_passes.storage.contents import Contents, SharedValues
+from onnxslim_passes.storage.streams import INT32, filled, head, raw, reshape, unpacking_table
+
+# What a level takes besides its bits: a call of the function and the frame of a tensor, or all
+# steps of the function.
+_LEVEL_BYTES = 40
+_INLINE_LEVEL_BYTES = 350
+
+
+class CodebookHuffman(Encoding):
+    """A table of at most 256 values and Huffman codes."""
+
+    name: ClassVar[str] = "codebook-huffman"
+
+    def plans(self, contents: Contents, site: Site) -> Iterable[Plan]:
+        """One where there are three values or more; CumSum came with opset 11."""
+        if site.opset < 11 or not contents.folds:
+            return
+        shared = contents.shared
+        if shared is None or shared.clusters < 3:
+            return
+        level_bytes = _LEVEL_BYTES if site.functions else _INLINE_LEVEL_BYTES
+        lengths = best_code_lengths(shared.counts, 8 * level_bytes)
+        matrix = WaveletMatrix(shared.counts, lengths)
+        flat = _decoded(matrix, shared, contents.size, site)
+        root = flat if contents.values.ndim == 1 else reshape(flat, contents.shape)
+        bits = sum(matrix.level_sizes) / contents.size
+        clusters = shared.clusters
+        yield Plan(self.name, root, {"clusters": clusters, "per": "tensor", "bits": round(bits, 3)})
+
+
+def _decoded(matrix: WaveletMatrix, shared: SharedValues, size: int, site: Site) -> Step:
+    runs = step("Cast", _runs(matrix), to=int(TensorProto.UINT8))
+    cached = _LevelStreams(matrix, shared)
+    rest: Step | Literal = Literal.of([], np.uint8)
+    merge = _merge(site)
+    for level in reversed(range(matrix.depth)):
+        nbytes = matrix.level_sizes[level] // 8
+        packed = Payload((nbytes,), np.dtype(np.uint8), nbytes, partial(cached.level, level))
+        rest = call(merge, rest, packed, unpacking_table(1, site), runs, site=site)
+    assert isinstance(rest, Step)
+    codes = step("Cast", head(rest, size, site), to=INT32)
+    return step("GatherElements", raw(shared.table[matrix.order]), codes)
+
+
+def _runs(matrix: WaveletMatrix) -> Step:
+    """The number of each run, as often as it is long: int32."""
+    lengths = matrix.run_lengths
+    starts = raw(np.cumsum(lengths)[:-1].astype(np.int32))
+    zeros = filled(np.zeros((), np.int32), (int(lengths.sum()),))
+    # Starts are positive: their signs are the ones to be summed.
+    marks = step("ScatterElements", zeros, starts, step("Sign", starts))
+    return step("CumSum", marks, Literal.of(0, np.int64))
+
+
+def _merge(site: Site) -> Function:
+    """One level: (rest, bytes, T, runs) -> the symbols that this level has bits for."""
+    rest, packed, table, runs = (Argument(index) for index in range(4))
+    rows = step("Gather", table, step("Cast", packed, to=INT32))
+    flags = reshape(rows, (-1,))
+    zero, one = Literal.of(0, np.int32), Literal.of(1, np.int32)
+    count = step("Cast", step("Size", flags), to=INT32)
+    forward = step("Mul", step("Range", zero, count, one), step("Sub", one, flags))
+    index = step("Sub", forward, step("CumSum", flags, Literal.of(0, np.int64)))
+    others = step("Slice", runs, step("Shape", rest), step("Shape", flags))
+    body = step("GatherElements", step("Concat", rest, others, axis=0), index)
+    return Function("m", 4, body, site.opset)
+
+
+class _LevelStreams:
+    """Packs all levels when the first one is asked for."""
+
+    def __init__(self, matrix: WaveletMatrix, shared: SharedValues) -> None:
+        self._matrix = matrix
+        self._shared = shared
+        self._levels: list[np.ndarray[tuple[int], np.dtype[np.uint8]]] = []
+
+    def level(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        """The stream of one level."""
+        if not self._levels:
+            self._levels = self._matrix.encode(self._shared.codes)
+        return self._levels[number]
