@@ -64,6 +64,15 @@ def train_graph(
             "rate that decides a branch; may be repeated.",
         ),
     ] = (),
+    shape: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="NAME=SIZES: sizes of an input that are the same in all of training, ? for the "
+            "others, such as x=?,3,48,?; may be repeated.",
+        ),
+    ] = (),
     objective: ObjectiveOptions = Objective(),  # noqa: B008  # frozen
     update: UpdateOptions = Update(),  # noqa: B008
     parameters: ParameterOptions = Parameters(),  # noqa: B008
@@ -89,6 +98,7 @@ def train_graph(
         parameters=parameters,
         teacher=load(teacher) if teacher is not None else None,
         fixed_inputs=_fixed(loaded, fix),
+        sizes=_sizes(shape),
         seed=seed,
         with_gradients=output.gradients,
     )
@@ -111,6 +121,18 @@ def _fixed(model: Model, texts: tuple[str, ...]) -> dict[str, Array]:
         except ValueError as error:
             raise UsageError(f"--fix {text}: {value!r} is not a number") from error
     return fixed
+
+
+def _sizes(texts: tuple[str, ...]) -> dict[str, list[int | None]]:
+    """Sizes of inputs, from NAME=SIZES."""
+    sizes = {}
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        parts = [part.strip() for part in listed.split(",")]
+        if not equals or not all(part == "?" or part.isdecimal() for part in parts):
+            raise UsageError(f"--shape {text}: expected NAME=SIZES, such as x=?,3,48,?")
+        sizes[name] = [None if part == "?" else int(part) for part in parts]
+    return sizes
 
 
 def _print(program: TrainingProgram, files: list[Path], *, as_json: bool) -> None:

@@ -124,6 +124,11 @@ class TrainingData:
             and all(np.array_equal(block.arrays[name], array) for block in self._blocks)
         }
 
+    def shapes(self) -> Iterator[dict[str, tuple[int, ...]]]:
+        """The shapes of the arrays of every block."""
+        for block in self._blocks:
+            yield {name: array.shape for name, array in block.arrays.items()}
+
     def all_labels(self) -> Iterator[Array]:
         """The labels, a block at a time."""
         return (block.labels for block in self._blocks if block.labels is not None)

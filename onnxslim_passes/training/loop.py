@@ -26,7 +26,8 @@ class Tuned:
     """What a run ends with.
 
     Attributes:
-        state: of the best epoch by validation, or of the last one without validation data.
+        state: what belongs into a model, of the best epoch by validation, or of the last one
+            without validation data.
         epochs: the account, the state before training first.
         best: number of the epoch that `state` is from; 0 if none was better than the start.
         resumed: step at which an interrupted run was taken up, or None.

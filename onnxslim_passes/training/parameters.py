@@ -27,7 +27,7 @@ Tensors: TypeAlias = Mapping[str, Variable]
 # mask, and not a learned number.
 _LARGEST_LEARNED = 1e4
 # Operators whose whole tensors of constants, such as embeddings of positions, are learned.
-_LEARNED_OPERATORS = frozenset(("Add", "Sub", "Mul", "PRelu"))
+_LEARNED_OPERATORS = frozenset(("Add", "Sub", "Mul", "PRelu", "Slice", "Split", "Concat"))
 
 
 class Constraint(Protocol):

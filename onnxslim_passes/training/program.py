@@ -27,6 +27,7 @@ from onnxslim_passes.training.naming import constants_by_name, with_unique_names
 from onnxslim_passes.training.options import Objective, Parameters, Update
 from onnxslim_passes.training.parameters import Array, Constraint, Free, objection
 from onnxslim_passes.training.shapes import Tensor
+from onnxslim_passes.training.sizes import Sizes, fix_sizes
 from onnxslim_passes.training.step import LOSS, build_evaluation, build_gradients, build_step
 
 __all__ = [
@@ -71,6 +72,7 @@ def build(
     parameters: Parameters,
     teacher: Model | None = None,
     fixed_inputs: Mapping[str, Array] | None = None,
+    sizes: Sizes | None = None,
     seed: int = 0,
     with_gradients: bool = False,
 ) -> TrainingProgram:
@@ -83,6 +85,7 @@ def build(
         parameters: which weights move.
         teacher: for distillation; has the inputs of `model`.
         fixed_inputs: inputs that have one value in all of training, and are built in.
+        sizes: of axes that are free in the model, and have one size in all of training.
         seed: of dropout.
         with_gradients: whether to make the third graph.
 
@@ -94,13 +97,14 @@ def build(
     check_loss(objective, has_teacher=teacher is not None)
     check_patterns(model, {"include": parameters.include, "exclude": parameters.exclude})
     named = with_unique_names(model)
+    fixed = fix_sizes(named, sizes or {})
     lowered = _lowered(named, fixed_inputs, parameters.batch_norm)
     constraints, decisions = _constraints(model, named, lowered, parameters)
     constraints, unused = _needed(constraints, lowered, objective)
     decisions += unused
     if not constraints:
         raise UnsupportedModelError(nothing_to_train(model, decisions))
-    taught = _lowered_teacher(teacher, lowered, fixed_inputs)
+    taught = _lowered_teacher(teacher, lowered, fixed_inputs, sizes or {})
     ratios = dropout_ratios(lowered, constraints) if parameters.dropout else {}
 
     def forward(copy: Lowered, dropout: Mapping[str, float] | None) -> Forward:
@@ -142,7 +146,7 @@ def build(
         state=step.state,
         layout=layout,
         constraints=tuple(constraints),
-        decisions=(*lowered.decisions, *decisions, *step.decisions),
+        decisions=(*fixed, *lowered.decisions, *decisions, *step.decisions),
     )
 
 
@@ -155,10 +159,15 @@ def _lowered(
 
 
 def find_constraints(
-    model: Model, parameters: Parameters, *, fixed_inputs: Mapping[str, Array] | None = None
+    model: Model,
+    parameters: Parameters,
+    *,
+    fixed_inputs: Mapping[str, Array] | None = None,
+    sizes: Sizes | None = None,
 ) -> tuple[list[Constraint], list[Decision]]:
     """How each weight of a model is held while it is trained; see `build`."""
     named = with_unique_names(model)
+    fix_sizes(named, sizes or {})
     lowered = _lowered(named, fixed_inputs, parameters.batch_norm)
     return _constraints(model, named, lowered, parameters)
 
@@ -225,13 +234,18 @@ def nothing_to_train(model: Model, decisions: Sequence[Decision]) -> str:
 
 
 def _lowered_teacher(
-    teacher: Model | None, student: Lowered, fixed_inputs: Mapping[str, Array] | None
+    teacher: Model | None,
+    student: Lowered,
+    fixed_inputs: Mapping[str, Array] | None,
+    sizes: Sizes,
 ) -> Lowered | None:
     if teacher is None:
         return None
     known = {str(tensor.name) for tensor in teacher.graph.inputs}
     fixed = {name: value for name, value in (fixed_inputs or {}).items() if name in known}
-    lowered = _lowered(teacher, fixed, "frozen")
+    sized = teacher.copy()
+    fix_sizes(sized, {name: axes for name, axes in sizes.items() if name in known})
+    lowered = _lowered(sized, fixed, "frozen")
     given = {str(tensor.name) for tensor in student.model.graph.inputs}
     for tensor in lowered.model.graph.inputs:
         if str(tensor.name) not in given:

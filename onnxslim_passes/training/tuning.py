@@ -18,6 +18,7 @@ from onnxslim_passes.training.losses import LABEL_LOSSES, resolved_loss
 from onnxslim_passes.training.options import Course, Objective, Parameters, Update
 from onnxslim_passes.training.parameters import Array
 from onnxslim_passes.training.program import TrainingProgram, build
+from onnxslim_passes.training.sizes import common_sizes
 from onnxslim_passes.training.trainer import Trainer
 
 __all__ = ["Listener", "Session", "prepare", "prepare_program", "run"]
@@ -113,6 +114,7 @@ def prepare(
         parameters=parameters,
         teacher=teacher,
         fixed_inputs=_deciding_scalars(model, data),
+        sizes=common_sizes(inputs, data.shapes()),
         seed=seed,
     )
     return _checked(program, data, inputs, samples, validation, course, seed)
@@ -168,7 +170,7 @@ def run(
         journals = Journals(checkpoint, digest, checkpoint_steps)
     if listener.on_start is not None:
         listener.on_start(session.steps)
-    return run_course(
+    tuned = run_course(
         Trainer(session.program, threads=threads),
         session.data,
         session.validation,
@@ -178,6 +180,12 @@ def run(
         report=listener.on_epoch,
         progress=listener.on_step,
     )
+    still = {
+        spec.input: session.program.state[spec.input]
+        for spec in session.program.layout.state
+        if spec.role == "buffer"
+    }
+    return replace(tuned, state=still | tuned.state)
 
 
 def _deciding_scalars(model: Model, data: TrainingData) -> dict[str, Array]:

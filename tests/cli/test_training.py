@@ -131,6 +131,16 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     assert not out.exists()
 
 
+def test_sizes_of_inputs_can_be_fixed(run, net, tmp_path):
+    folder = tmp_path / "graph"
+    result = run("train-graph", net, "-o", folder, "--loss", "mse", "--shape", "x=7,?", "--json")
+    assert result.code == 0, result.err
+    reasons = [decision["reason"] for decision in result.json["decisions"]]
+    assert "axis 0 has size 7 in all of training" in reasons
+    shapes = onnx.load(folder / "training.onnx").graph.input[0].type.tensor_type.shape
+    assert [dim.dim_value for dim in shapes.dim] == [7, 4]
+
+
 def test_labels_out_of_range_are_refused(run, net, tmp_path):
     x, labels = points(40)
     np.savez(tmp_path / "wrong.npz", x=x, labels=labels + 1)
@@ -145,6 +155,9 @@ def test_labels_out_of_range_are_refused(run, net, tmp_path):
         ((), "--loss is missing"),
         (("--loss", "mse", "--fix", "z=1"), "Unknown input in --fix: 'z'"),
         (("--loss", "mse", "--fix", "x"), "expected NAME=VALUE"),
+        (("--loss", "mse", "--shape", "x=a"), "expected NAME=SIZES"),
+        (("--loss", "mse", "--shape", "xx=?"), "Did you mean 'x'"),
+        (("--loss", "mse", "--shape", "x=?,5"), "has size 4 along axis 1, got 5"),
     ],
 )
 def test_train_graph_refuses_what_it_cannot_use(run, net, tmp_path, options, message):

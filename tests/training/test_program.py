@@ -115,11 +115,17 @@ def test_a_model_without_weights_to_train_is_refused(model, message):
 
 
 def test_a_way_without_gradient_names_its_nodes():
-    text = MLP.replace("Relu (h)", "Det (h)")
-    text = MLP.replace("    [relu] a = Relu (h)", "    [det] a = ReverseSequence (h, lengths)")
-    text = text.replace("float[3] b2", "float[3] b2, int64[5] lengths")
-    with pytest.raises(DifferentiationError, match="'det' \\(ReverseSequence\\)"):
-        made(mlp(text, lengths=[1] * 5))
+    text = """
+    <ir_version: 9, opset_import: ["" : 18]>
+    net (float[N, 4, 4] x) => (float[N] y) <float[4, 4] w>
+    { h = MatMul (x, w)
+      [volume] y = Det (h) }
+    """
+    with pytest.raises(DifferentiationError, match="'volume' \\(Det\\)"):
+        made(mlp(text), objective=Objective(loss="mse"))
+    frozen = Parameters(freeze_unsupported=True)
+    with pytest.raises(UnsupportedModelError, match="depends on none of the weights"):
+        made(mlp(text), objective=Objective(loss="mse"), parameters=frozen)
 
 
 def test_an_unknown_output_comes_with_the_nearest():
@@ -216,3 +222,32 @@ def test_names_that_the_model_has_already_are_avoided():
     layout = made(Model.from_proto(proto)).layout
     assert layout.step != "step"
     onnx.checker.check_model(made(Model.from_proto(proto)).training.to_proto())
+
+
+def test_half_precision_weights_stay_half_precision():
+    text = MLP.replace("float[", "float16[")
+    tuned, _ = tuned_model(mlp(text))
+    assert {constant.dtype.name for constant in tuned.constants()} == {"float16"}
+
+
+def test_running_statistics_move_along_when_asked():
+    text = """
+    <ir_version: 9, opset_import: ["" : 18]>
+    net (float[N, 4] x) => (float[N, 4] y)
+    <float[4] scale, float[4] bias, float[4] mean, float[4] var>
+    { y = BatchNormalization <momentum = 0.5> (x, scale, bias, mean, var) }
+    """
+    model = mlp(text, mean=np.zeros(4), var=np.ones(4))
+    program = made(
+        model, objective=Objective(loss="mse"), parameters=Parameters(batch_norm="batch")
+    )
+    x = points(20)[0]
+    feed = {"x": x, "labels": x, **program.state}
+    feed |= {"step": np.array(0), "learning_rate": np.array(0.0, np.float32)}
+    with open_session(program.training) as session:
+        found = session.run({s.name: feed[s.name] for s in session.inputs})
+    np.testing.assert_allclose(found["next/mean"], x.mean(0) / 2, rtol=1e-5, atol=1e-6)
+    work = model.copy()
+    write_back(work, program.constraints, program.state | {"mean": found["next/mean"]})
+    values = {constant.name: constant.values for constant in work.constants()}
+    np.testing.assert_array_equal(values["mean"], found["next/mean"])

@@ -109,6 +109,9 @@ def find_scores(emit: Emitter, output: Tensor) -> Scores:
     tensor = output
     while isinstance(tensor, Variable) and tensor.inputs:
         node: Node = tensor.inputs[0]
+        coerced = _coerced_softmax(emit, tensor)
+        if coerced is not None:
+            return Scores(output, coerced, "softmax", emit.rank(coerced) - 1)
         if node.domain in ("", "ai.onnx") and node.op in _ACTIVATIONS:
             kind = _ACTIVATIONS[node.op]
             axis = None
@@ -119,6 +122,24 @@ def find_scores(emit: Emitter, output: Tensor) -> Scores:
             break
         tensor = node.inputs[0]
     return Scores(output, output, "logits")
+
+
+def _coerced_softmax(emit: Emitter, tensor: Variable) -> Tensor | None:
+    """The logits of a Softmax over the last axis as opsets before 13 have it, or None.
+
+    Converted to a newer opset it stands between a Flatten and a Reshape.
+    """
+    node: Node = tensor.inputs[0]
+    inner = node.inputs[0].inputs[0] if node.op == "Reshape" and node.inputs[0].inputs else None
+    if inner is None or inner.op not in ("Softmax", "LogSoftmax") or not inner.inputs[0].inputs:
+        return None
+    flatten: Node = inner.inputs[0].inputs[0]
+    if flatten.op != "Flatten":
+        return None
+    logits: Tensor = flatten.inputs[0]
+    last = emit.rank(logits) - 1
+    is_last = int(flatten.attr("axis", 1)) in (last, -1) and inner.attr("axis", -1) in (-1, 1)
+    return logits if is_last and emit.shape(logits) == emit.shape(tensor) else None
 
 
 def class_axis(emit: Emitter, scores: Scores, wanted: int | None) -> int:
