@@ -6,6 +6,7 @@ agree with PyTorch's `SGD`, `Adam` and `AdamW` of the same options, whose defini
 - SGD with momentum: Polyak 1964; Nesterov's form: Sutskever et al. 2013.
 - Adam: Kingma and Ba 2015, arXiv:1412.6980. Decoupled decay: Loshchilov and Hutter 2019,
   arXiv:1711.05101.
+- Steps relative to a weight's size: Shazeer and Stern 2018, arXiv:1804.04235, section 8.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ __all__ = ["ACCUMULATED", "Moved", "Optimizer", "clipped", "make_optimizer"]
 
 ACCUMULATED = "accumulated"
 
+# Adafactor's epsilon_2.
+_SMALLEST_SIZE = 1e-3
 # As in torch.nn.utils.clip_grad_norm_.
 _CLIP_EPSILON = 1e-6
 
@@ -58,13 +61,26 @@ class Optimizer:
         self, value: Tensor, gradient: Tensor, slots: Mapping[str, Tensor], *, decays: bool
     ) -> Moved:
         """One step of one weight; all tensors float32 of one shape."""
+        size = self._size(value) if self.options.relative_steps else None
         if decays and self.options.weight_decay:
             emit = self.emit
             shrunk = emit.scale(self.rate, self.options.weight_decay)
             value = emit.sub(value, emit.mul(value, shrunk))
-        return self._move(value, gradient, slots)
+        direction, slots = self._step(gradient, slots)
+        if size is not None:
+            direction = self.emit.mul(direction, size)
+        return Moved(self.emit.sub(value, direction), slots)
 
-    def _move(self, value: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> Moved:
+    def _size(self, value: Tensor) -> Variable:
+        """The root mean square of a weight, not below a floor that lets zeros move."""
+        emit = self.emit
+        root = emit.op("Sqrt", emit.reduce_mean(emit.square(value)))
+        return emit.op("Max", root, emit.scalar(_SMALLEST_SIZE, root))
+
+    def _step(
+        self, gradient: Tensor, slots: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Variable]]:
+        """What is subtracted from a weight, and the slots after."""
         raise NotImplementedError
 
 
@@ -75,15 +91,17 @@ class Sgd(Optimizer):
         super().__init__(emit, options, rate, count)
         self.slots = ("momentum",) if options.momentum else ()
 
-    def _move(self, value: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> Moved:
+    def _step(
+        self, gradient: Tensor, slots: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Variable]]:
         emit, momentum = self.emit, self.options.momentum
         if not momentum:
-            return Moved(emit.sub(value, emit.mul(gradient, self.rate)), {})
+            return emit.mul(gradient, self.rate), {}
         buffer = emit.add(emit.scale(slots["momentum"], momentum), gradient)
         direction = buffer
         if self.options.nesterov:
             direction = emit.add(gradient, emit.scale(buffer, momentum))
-        return Moved(emit.sub(value, emit.mul(direction, self.rate)), {"momentum": buffer})
+        return emit.mul(direction, self.rate), {"momentum": buffer}
 
 
 class Adam(Optimizer):
@@ -106,14 +124,16 @@ class Adam(Optimizer):
         power = self.emit.op("Pow", self.emit.constant(np.array(beta)), t)
         return self.emit.sub(self.emit.constant(np.array(1.0)), power)
 
-    def _move(self, value: Tensor, gradient: Tensor, slots: Mapping[str, Tensor]) -> Moved:
+    def _step(
+        self, gradient: Tensor, slots: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Variable]]:
         emit, options = self.emit, self.options
         m = self._average(slots["first_moment"], gradient, options.beta1)
         v = self._average(slots["second_moment"], emit.square(gradient), options.beta2)
         root = emit.div(emit.op("Sqrt", v), self._root)
         denominator = emit.add(root, emit.scalar(options.epsilon, root))
         step = emit.div(emit.mul(m, self._step_size), denominator)
-        return Moved(emit.sub(value, step), {"first_moment": m, "second_moment": v})
+        return step, {"first_moment": m, "second_moment": v}
 
     def _average(self, old: Tensor, new: Tensor, beta: float) -> Variable:
         return self.emit.add(self.emit.scale(old, beta), self.emit.scale(new, 1 - beta))

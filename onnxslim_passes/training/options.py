@@ -104,6 +104,13 @@ class Update:
     beta1: Annotated[float, Field(ge=0, lt=1, description="decay of adam's mean gradient")] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1, description="decay of adam's mean square")] = 0.999
     epsilon: Annotated[float, Field(gt=0, description="added to adam's denominator")] = 1e-8
+    relative_steps: Annotated[
+        bool,
+        Field(
+            description="the learning rate of each weight is in proportion to its root mean square "
+            "(Shazeer and Stern 2018, section 8), so that one rate suits folded networks, too"
+        ),
+    ] = False
     weight_decay: Annotated[
         float,
         Field(

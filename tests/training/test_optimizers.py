@@ -129,3 +129,16 @@ def test_nothing_moves_before_enough_batches():
     found = trained(Update(accumulation=2), batches=[(x, labels)])
     for name, array in before.items():
         np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_relative_steps_are_in_proportion_to_each_weight(optimizer):
+    one = batches(1)
+    plain = trained(Update(optimizer=optimizer), batches=one)
+    relative = trained(Update(optimizer=optimizer, relative_steps=True), batches=one)
+    for constant in mlp().constants():
+        before = constant.values
+        size = np.sqrt(np.mean(before**2))
+        expected = (plain[constant.name] - before) * size
+        # Differences of numbers near 1 keep about 1e-7.
+        np.testing.assert_allclose(relative[constant.name] - before, expected, atol=1e-6)
