@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.equalize_channels import EqualizeChannels
     from onnxslim_passes.passes.fine_tune import FineTune
     from onnxslim_passes.passes.fold_constants import FoldConstants
+    from onnxslim_passes.passes.fuse_activations import FuseActivations
     from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
+    from onnxslim_passes.passes.fuse_scales import FuseScales
     from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
     from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
     from onnxslim_passes.passes.quantize_static import QuantizeStatic
@@ -58,7 +60,9 @@ __all__ = [
     "EqualizeChannels",
     "FineTune",
     "FoldConstants",
+    "FuseActivations",
     "FuseBatchNorm",
+    "FuseScales",
     "Model",
     "OnnxSlimError",
     "Pass",

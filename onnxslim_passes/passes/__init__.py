@@ -8,7 +8,9 @@ from onnxslim_passes.passes.dedupe_weights import DedupeWeights
 from onnxslim_passes.passes.equalize_channels import EqualizeChannels
 from onnxslim_passes.passes.fine_tune import FineTune
 from onnxslim_passes.passes.fold_constants import FoldConstants
+from onnxslim_passes.passes.fuse_activations import FuseActivations
 from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
+from onnxslim_passes.passes.fuse_scales import FuseScales
 from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
 from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
@@ -25,6 +27,8 @@ PASSES: dict[str, type[Pass]] = {
         FoldConstants,
         StripMetadata,
         FuseBatchNorm,
+        FuseActivations,
+        FuseScales,
         DedupeWeights,
         PruneMagnitude,
         EqualizeChannels,
