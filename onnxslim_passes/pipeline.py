@@ -27,6 +27,7 @@ from onnxslim_passes.errors import (
 )
 from onnxslim_passes.evaluation import (
     Fidelity,
+    ModelSize,
     OutputFidelity,
     compare_latency,
     compare_outputs,
@@ -40,6 +41,7 @@ from onnxslim_passes.report.manifest import Manifest, write_manifest
 from onnxslim_passes.report.provenance import source_sha256, versions
 from onnxslim_passes.report.records import Decision, PassRecord, Report
 from onnxslim_passes.runtime import Session, open_session
+from onnxslim_passes.storage.unpacking import unpack_weights
 
 # A pass that claims to be lossless reorders float sums at most; 60 dB is three digits, far above
 # any real fault and below what float16 models lose by reordering.
@@ -148,7 +150,9 @@ class Pipeline:
             reference=model,
         )
         work = model.copy()
-        preparations = _fix_overridable(work)
+        preparations = (*_fix_overridable(work), *self._unpack(work))
+        dense = work.copy() if preparations else model
+        context = replace(context, reference=dense)
         records = []
         unstored = work
         for index, pass_ in enumerate(self.passes):
@@ -162,9 +166,7 @@ class Pipeline:
         fidelity = self._verify_result(work, judge)
         zstd = None if measure else False
         size = measure_size(work, feed=judge.first_feed, zstd=zstd)
-        # Codes and tables of a stored weight are no parameters: count what they stand for.
-        parameters, nonzero = count_parameters(unstored)
-        size = replace(size, parameters=parameters, nonzero_parameters=nonzero)
+        before = measure_size(model, feed=judge.first_feed, zstd=zstd)
         report = Report(
             source=model.path.name if model.path else "",
             source_sha256=digest,
@@ -175,12 +177,26 @@ class Pipeline:
             passes=tuple(records),
             preparations=preparations,
             fidelity=_fidelity_figures(fidelity),
-            before=asdict(measure_size(model, feed=judge.first_feed, zstd=zstd)),
-            after=asdict(size),
+            before=asdict(_with_parameters_of(dense, before)),
+            after=asdict(_with_parameters_of(unstored, size)),
             latency=judge.latency(work) if measure else {},
             warnings=judge.warnings,
         )
         return Result(work, report)
+
+    def _unpack(self, work: Model) -> tuple[Decision, ...]:
+        """Makes stored weights dense, if a pass is to see or to store them."""
+        if all(pass_.stage == Stage.PREPARE for pass_ in self.passes):
+            return ()
+        return tuple(
+            Decision(
+                where=weight.where,
+                taken=True,
+                reason="was stored; now dense, so that passes see its values",
+                figures={"operators": weight.operators, "dense_bytes": weight.nbytes},
+            )
+            for weight in unpack_weights(work)
+        )
 
     def _check_samples(self, samples: Samples | None, training: Samples | None) -> None:
         needy = [pass_.name for pass_ in self.passes if pass_.needs_samples]
@@ -278,6 +294,12 @@ def _check_order(passes: Sequence[Pass]) -> None:
     stores = [pass_.name for pass_ in passes if pass_.stage == Stage.STORE]
     if len(stores) > 1 or (stores and passes[-1].stage != Stage.STORE):
         raise RecipeError(f"{stores[0]} must be the last pass, and the only one of its stage.")
+
+
+def _with_parameters_of(dense: Model, size: ModelSize) -> ModelSize:
+    """Codes and tables of a stored weight are no parameters: counts what they stand for."""
+    parameters, nonzero = count_parameters(dense)
+    return replace(size, parameters=parameters, nonzero_parameters=nonzero)
 
 
 def _fix_overridable(work: Model) -> tuple[Decision, ...]:

@@ -35,6 +35,7 @@ _COMMANDS = {
     "inspect": "What is in a model, and what each pass could do to it.",
     "compress": "Make a model smaller: run passes, verify, measure and save.",
     "compare": "Compare two models: size, outputs, latency, task metric.",
+    "unpack": "Make the stored weights of a model dense again, for other tools.",
     "explain": "Why a weight or node was, or was not, compressed.",
     "passes": "List passes and ready recipes, or one with its options.",
     "train-graph": "Write the training step of a model as ONNX files.",

@@ -116,7 +116,7 @@ class Exporter:
             # Shape inference does not see sparse initializers, but it sees sparse Constant nodes.
             sparse_node = constant.sparse and constant.source_node is not None
             if (self._free_initializers and not sparse_node) or constant.was_initializer:
-                self._initializer(constant, target)
+                self.initializer(constant, target)
             else:
                 as_nodes.append(constant)
         target.node.extend(self._in_order(nodes, as_nodes))
@@ -132,7 +132,8 @@ class Exporter:
         target.node.extend(self._in_order(nodes, graph.initializers))
         target.value_info.extend(_value_infos(graph, nodes))
 
-    def _initializer(self, constant: Constant, target: onnx.GraphProto) -> None:
+    def initializer(self, constant: Constant, target: onnx.GraphProto) -> None:
+        """Writes a constant as an initializer, dense or sparse."""
         payload = constant.payload
         if not isinstance(payload, SparsePayload) or self._dense:
             target.initializer.append(self._tensor(constant))

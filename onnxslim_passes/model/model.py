@@ -1,6 +1,6 @@
 """A whole ONNX model: its graphs, every question passes ask of it, and edits that span graphs."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from onnxslim_passes.model.exporting import (
     captured_inputs,
     copy_fields,
     held,
+    sorted_nodes,
 )
 from onnxslim_passes.model.importing import DEFAULT_DOMAINS, Importer, PayloadReader
 from onnxslim_passes.model.ir import Constant, Graph, Node, Variable
@@ -157,6 +158,42 @@ class Model:
         payloads = {id(constant.payload): constant for constant in self.constants()}
         held_bytes = sum(constant.nbytes for constant in payloads.values() if not constant.sparse)
         return int(outline.ByteSize()) + held_bytes
+
+    def extract(
+        self,
+        graph: Graph,
+        nodes: Collection[Node],
+        constants: Collection[Constant],
+        outputs: Sequence[Variable],
+    ) -> onnx.ModelProto:
+        """A model of its own, without inputs, of nodes that depend on constants alone.
+
+        Args:
+            graph: the graph, body or function that holds the nodes.
+            nodes: all that the outputs need.
+            constants: all that the nodes take.
+            outputs: what the model gives; their types are left to inference.
+        """
+        # Initializers that are no inputs came with version 4, sparse ones with 6, functions with 8.
+        proto = onnx.ModelProto(ir_version=max(self.ir_version, 8))
+        opsets = {**self.opsets, "": graph.opset}
+        proto.opset_import.extend(helper.make_opsetid(*each) for each in opsets.items())
+        exporter = Exporter(proto.ir_version)
+        called = {(node.domain, node.op) for node in nodes}
+        for function in self.functions:
+            if _function_key(function)[:2] in called:
+                exporter.function(function, proto.functions.add())
+        part = Graph("decoders", opset=graph.opset, names=set())
+        part.nodes = [node for node in graph.nodes if node in nodes]
+        for node in sorted_nodes(part):
+            proto.graph.node.append(exporter.node(node))
+        for constant in constants:
+            exporter.initializer(constant, proto.graph)
+        proto.graph.name = part.name
+        proto.graph.output.extend(
+            helper.make_empty_tensor_value_info(tensor.name) for tensor in outputs
+        )
+        return proto
 
     # ---- functions
 

@@ -95,24 +95,29 @@ class Writer:
         return next(name for name in self._names if name not in self._graph.names)
 
     def _remove(self, tensor: Tensor) -> None:
-        """Removes the makers of a tensor that nobody takes, as far up as that goes."""
-        pending = [tensor]
-        gone: set[Tensor] = set()
-        while pending:
-            unused = pending.pop()
-            if unused.outputs:
-                continue
-            gone.add(unused)
-            if isinstance(unused, Constant):
-                self._graph.initializers.remove(unused)
-                continue
-            node: Node = unused.inputs[0]
-            operands = list(dict.fromkeys(node.inputs))
-            self._graph.remove_node(node)
-            if node.domain == FUNCTION_DOMAIN:
-                self._model.remove_unused_function(node.domain, node.op)
-            pending.extend(operands)
+        gone = remove_unused_makers(self._model, self._graph, tensor)
         self._written = {e: made for e, made in self._written.items() if made not in gone}
+
+
+def remove_unused_makers(model: Model, graph: Graph, tensor: Tensor) -> set[Tensor]:
+    """Removes a tensor that nobody takes with its makers, as far up as nobody else takes theirs."""
+    pending = [tensor]
+    gone: set[Tensor] = set()
+    while pending:
+        unused = pending.pop()
+        if unused.outputs or unused in gone:
+            continue
+        gone.add(unused)
+        if isinstance(unused, Constant):
+            graph.initializers.remove(unused)
+            continue
+        node: Node = unused.inputs[0]
+        operands = list(dict.fromkeys(node.inputs))
+        graph.remove_node(node)
+        if node.domain == FUNCTION_DOMAIN:
+            model.remove_unused_function(node.domain, node.op)
+        pending.extend(operands)
+    return gone
 
 
 class Replacement:
