@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from onnxslim_passes.calibration import Samples
 from onnxslim_passes.errors import UsageError
+from onnxslim_passes.passes.base import Pass
 from onnxslim_passes.runtime import Session
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ModelPath",
     "TargetName",
     "check_output",
+    "needed_data",
     "open_samples",
     "warn",
 ]
@@ -67,6 +69,13 @@ def open_samples(spec: str, session: Session, *, seed: int, option: str) -> Samp
     samples = Samples.open(spec)
     samples.check(session.inputs)
     return samples
+
+
+def needed_data(kind: Pass | type[Pass]) -> str:
+    """The option that gives a pass the samples it cannot do without, or ""."""
+    if kind.needs_training:
+        return "--training"
+    return "--calibration" if kind.needs_samples else ""
 
 
 def warn(message: str) -> None:

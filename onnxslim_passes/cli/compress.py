@@ -236,6 +236,14 @@ def _check_usage(
             "for each input, a folder of .npz or .npy, or file.py:function); for a smoke test "
             "only, --calibration random"
         )
+    learners = [pass_.name for pass_ in pipeline.passes if pass_.needs_training]
+    if learners and data.training is None and data.calibration in (None, RANDOM):
+        raise UsageError(
+            f"{' and '.join(learners)} needs samples to train on: give --training DATA (an .npz "
+            "with an array for each input, a folder of .npz or .npy, or file.py:function)"
+        )
+    if data.training is not None and not learners:
+        raise UsageError("--training is for passes that train, such as fine-tune; there is none")
 
 
 def _training(data: Data, reference: Session) -> Samples | None:

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from onnxslim_passes.cli.common import JsonFlag
+from onnxslim_passes.cli.common import JsonFlag, needed_data
 from onnxslim_passes.errors import unknown_name
 from onnxslim_passes.passes import PASSES
 from onnxslim_passes.passes.base import Pass
@@ -51,7 +51,7 @@ def _listing() -> tuple[Any, RenderableType]:
     listed = table("pass", "stage", "needs samples", "what it does")
     for kind in kinds:
         listed.add_row(
-            kind.name, kind.stage.name.lower(), "yes" if kind.needs_samples else "", kind.summary
+            kind.name, kind.stage.name.lower(), "yes" if needed_data(kind) else "", kind.summary
         )
     ready = table("recipe", "what it does")
     for recipe in recipes:
@@ -72,6 +72,7 @@ def _pass_data(kind: type[Pass]) -> dict[str, Any]:
         "summary": kind.summary,
         "lossless": kind.lossless,
         "needs_samples": kind.needs_samples,
+        "needs_training": kind.needs_training,
         "options": [
             {
                 "name": option.name,
@@ -86,11 +87,12 @@ def _pass_data(kind: type[Pass]) -> dict[str, Any]:
 
 
 def _pass_view(kind: type[Pass]) -> RenderableType:
+    data = needed_data(kind)
     outputs = "unchanged within float rounding" if kind.lossless else "change: measured, reported"
     head = [
         ("stage", kind.stage.name.lower()),
         ("outputs", outputs),
-        ("samples", "needed (--calibration)" if kind.needs_samples else "not needed"),
+        ("samples", f"needed ({data})" if data else "not needed"),
     ]
     parts: list[RenderableType] = [Text(kind.name, "bold"), Text(kind.summary), Text()]
     parts += [pairs(head), *_details(kind)]

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from onnxslim_passes.cli.common import needed_data
 from onnxslim_passes.errors import OnnxSlimError
 from onnxslim_passes.model import Model
 from onnxslim_passes.passes import PASSES
@@ -54,15 +55,15 @@ def _potential(pass_: Pass, model: Model) -> Potential:
     try:
         pass_.requires(model)
         decisions = pass_.preview(model)
-        if decisions is None and not pass_.needs_samples:
+        if decisions is None and not needed_data(pass_):
             work = model.copy()
             decisions = pass_.apply(work, Context(reference=model)).decisions
             size = work.nbytes()
     except OnnxSlimError as error:
         return dataclasses.replace(named, note=f"cannot: {error}")
     if decisions is None:
-        return dataclasses.replace(named, note="needs --calibration to tell")
-    notes = ["needs --calibration"] if pass_.needs_samples else []
+        return dataclasses.replace(named, note=f"needs {needed_data(pass_)} to tell")
+    notes = [f"needs {needed_data(pass_)}"] if needed_data(pass_) else []
     return dataclasses.replace(
         named,
         candidates=sum(decision.taken for decision in decisions),

@@ -64,6 +64,14 @@ class FineTune(Course, Objective, Update, Parameters, Pass):
     def _objective(self) -> Objective:
         return options_as(Objective, self)
 
+    def preview(self, model: Model) -> tuple[Decision, ...]:
+        """The weights that would be trained, as far as the data does not decide it."""
+        constraints, decisions = find_constraints(model, options_as(Parameters, self))
+        return (
+            *(Decision(where=c.where, taken=True, reason="a candidate") for c in constraints),
+            *decisions,
+        )
+
     def apply(self, model: Model, context: Context) -> PassResult:
         """Trains, and writes the tuned values back; a decision for every weight."""
         samples = context.training or context.samples

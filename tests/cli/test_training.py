@@ -165,3 +165,25 @@ def test_train_graph_refuses_what_it_cannot_use(run, net, tmp_path, options, mes
     assert result.code == 2
     assert message in result.err
     assert not (tmp_path / "graph").exists()
+
+
+def test_a_recipe_that_trains_needs_training_samples(run, net, data, tmp_path):
+    argv = ["compress", net, "-o", tmp_path / "small.onnx", "--pass", "prune-magnitude"]
+    tuning = ["--pass", "fine-tune:epochs=1"]
+    for calibration in ([], ["--calibration", "random"]):
+        result = run(*argv, *tuning, *calibration)
+        assert result.code == 2
+        assert "fine-tune needs samples to train on: give --training" in result.err
+    result = run(*argv, "--training", data)
+    assert result.code == 2
+    assert "--training is for passes that train" in result.err
+    result = run(*argv, *tuning, "--training", data)
+    assert result.code == 0, result.err
+    assert "tuned" in run("explain", tmp_path / "small.onnx", "w1").out
+
+
+def test_what_can_be_trained_is_seen_beforehand(run, net):
+    rows = {row["name"]: row for row in run("inspect", net, "--json").json["passes"]}
+    assert rows["fine-tune"]["candidates"] == 4
+    assert "needs --training" in rows["fine-tune"]["note"]
+    assert "needed (--training)" in run("passes", "fine-tune").out
