@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.fuse_activations import FuseActivations
     from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
     from onnxslim_passes.passes.fuse_scales import FuseScales
+    from onnxslim_passes.passes.prune_gradually import PruneGradually
     from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
     from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
     from onnxslim_passes.passes.quantize_static import QuantizeStatic
@@ -68,6 +69,7 @@ __all__ = [
     "Pass",
     "PassResult",
     "Pipeline",
+    "PruneGradually",
     "PruneMagnitude",
     "QuantizeDynamic",
     "QuantizeStatic",

@@ -11,6 +11,7 @@ from onnxslim_passes.passes.fold_constants import FoldConstants
 from onnxslim_passes.passes.fuse_activations import FuseActivations
 from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
 from onnxslim_passes.passes.fuse_scales import FuseScales
+from onnxslim_passes.passes.prune_gradually import PruneGradually
 from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
 from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
 from onnxslim_passes.passes.quantize_static import QuantizeStatic
@@ -31,6 +32,7 @@ PASSES: dict[str, type[Pass]] = {
         FuseScales,
         DedupeWeights,
         PruneMagnitude,
+        PruneGradually,
         EqualizeChannels,
         RemoveDeadChannels,
         SmoothActivations,

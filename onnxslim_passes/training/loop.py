@@ -46,6 +46,7 @@ def run_course(
     course: Course,
     *,
     seed: int = 0,
+    settling: int = 0,
     journals: Journals | None = None,
     report: Callable[[Epoch], None] | None = None,
     progress: Callable[[float], None] | None = None,
@@ -58,6 +59,8 @@ def run_course(
         validation: to choose the best epoch by; the state before training is a candidate, too.
         course: epochs, batches, learning rate.
         seed: of the order of samples.
+        settling: epochs in which the network itself changes: the state after them is the first
+            that validation compares.
         journals: where a killed run is taken up from, and checkpoints go to.
         report: is told of every epoch.
         progress: is told the loss of every step.
@@ -79,7 +82,7 @@ def run_course(
         trainer.take_up(journal.state, journal.steps)
     while not _is_over(journal, course):
         journal = _run_epoch(trainer, data, journal, course, seed, journals, progress)
-        journal = _close_epoch(trainer, validation, journal, size)
+        journal = _close_epoch(trainer, validation, journal, size, settling)
         if journals is not None:
             journals.write(journal)
         if report is not None:
@@ -132,7 +135,11 @@ def _run_epoch(
 
 
 def _close_epoch(
-    trainer: Trainer, validation: TrainingData | None, journal: Journal, size: int
+    trainer: Trainer,
+    validation: TrainingData | None,
+    journal: Journal,
+    size: int,
+    settling: int,
 ) -> Journal:
     """The account of an epoch, and whether it is the best so far."""
     number = journal.epochs[-1].number + 1
@@ -145,7 +152,7 @@ def _close_epoch(
     if validation is not None:
         found = trainer.evaluate(validation, size)
         epoch = replace(epoch, validation_loss=found.loss, validation_metric=found.metric)
-        is_best = trainer.is_better(epoch, journal.epochs[journal.best])
+        is_best = number <= settling or trainer.is_better(epoch, journal.epochs[journal.best])
     journal = journal.after_epoch(epoch)
     if is_best:
         journal = replace(journal, best=number, best_state=trainer.kept(journal.state))

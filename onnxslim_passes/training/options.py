@@ -160,6 +160,22 @@ class Parameters:
             "them along"
         ),
     ] = "frozen"
+    regrow_steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="steps after which it is decided again what is zero, by weights that keep "
+            "moving behind the zeros (Guo et al. 2016); 0 keeps the zeros",
+        ),
+    ] = 0
+    reassign_steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="steps after which weights join the nearest shared value again; 0 keeps "
+            "them where they are",
+        ),
+    ] = 0
     dropout: Annotated[
         bool,
         Field(

@@ -43,9 +43,20 @@ class Constraint(Protocol):
         refresh_steps: optimizer steps between calls of `refreshed`; 0 for never.
     """
 
-    kind: str
-    density: float
-    refresh_steps: int
+    @property
+    def kind(self) -> str:
+        """See the class."""
+        ...
+
+    @property
+    def density(self) -> float:
+        """See the class."""
+        ...
+
+    @property
+    def refresh_steps(self) -> int:
+        """See the class."""
+        ...
 
     @property
     def where(self) -> str:

@@ -5,9 +5,9 @@ loss, metric and the next state; `evaluation` gives loss and metric only; `gradi
 derivative of the loss by each trainable tensor, for optimizers of another kind. None holds weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from onnxslim_passes.model.patterns import check_patterns
 from onnxslim_passes.report.provenance import source_sha256, versions
 from onnxslim_passes.report.records import Decision
 from onnxslim_passes.training.classical import expand_scalers
+from onnxslim_passes.training.constraints import read_constraints
 from onnxslim_passes.training.forward import Forward, build_forward, dropout_ratios
 from onnxslim_passes.training.layout import Layout, TensorSpec
 from onnxslim_passes.training.losses import check_loss, find_output
@@ -31,12 +32,15 @@ from onnxslim_passes.training.sizes import Sizes, fix_sizes
 from onnxslim_passes.training.step import LOSS, build_evaluation, build_gradients, build_step
 
 __all__ = [
+    "Holding",
     "TrainingProgram",
     "build",
     "find_constraints",
     "has_integer_weights",
     "nothing_to_train",
 ]
+
+Holding: TypeAlias = Callable[[list[Constraint]], list[Constraint]]
 
 _FEW = 256
 
@@ -75,6 +79,7 @@ def build(
     sizes: Sizes | None = None,
     seed: int = 0,
     with_gradients: bool = False,
+    hold: Holding | None = None,
 ) -> TrainingProgram:
     """Makes the training program of a model.
 
@@ -88,6 +93,7 @@ def build(
         sizes: of axes that are free in the model, and have one size in all of training.
         seed: of dropout.
         with_gradients: whether to make the third graph.
+        hold: gives the constraints to use in place of those that were read from the model.
 
     Raises:
         UnknownNameError: a pattern, loss or tensor that does not exist; with the nearest name.
@@ -100,6 +106,8 @@ def build(
     fixed = fix_sizes(named, sizes or {})
     lowered = _lowered(named, fixed_inputs, parameters.batch_norm)
     constraints, decisions = _constraints(model, named, lowered, parameters)
+    if hold is not None:
+        constraints = hold(constraints)
     constraints, unused = _needed(constraints, lowered, objective)
     decisions += unused
     if not constraints:
@@ -176,11 +184,11 @@ def _constraints(
     model: Model, named: Model, lowered: Lowered, parameters: Parameters
 ) -> tuple[list[Constraint], list[Decision]]:
     """How each weight is held, and why those that are not trained are not."""
-    constraints: list[Constraint] = []
+    places = {name: constant.where for name, constant in constants_by_name(model).items()}
+    constraints = read_constraints(named, lowered, parameters, places)
     decisions: list[Decision] = []
     covered = {name for constraint in constraints for name in constraint.covers}
     copied = {str(constant.name) for constant in lowered.model.constants()}
-    places = {name: constant.where for name, constant in constants_by_name(model).items()}
     for weight in named.weights():
         if weight.name in covered:
             continue

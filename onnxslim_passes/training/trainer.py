@@ -1,6 +1,6 @@
 """Runs a training program: one step, one evaluation, the state in between."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,10 @@ class Trainer:
         self._evaluation = Recurrence(evaluation, program.state, {})
         self._changing = [spec.input for spec in layout.changing()]
         self._kept = [spec.input for spec in layout.changing() if spec.role != "slot"]
+        # Constraints may decide buffers again.
+        buffers = [spec.input for spec in layout.state if spec.role == "buffer"]
+        self._changing += buffers
+        self._kept += buffers
 
     def step(self, batch: Batch, rate: float) -> Score:
         """One step of the optimizer, or one batch towards it where gradients are accumulated."""
@@ -75,9 +79,9 @@ class Trainer:
             count += batch.count
         return Score(loss / count, metric / count)
 
-    def read(self) -> dict[str, Array]:
-        """Copies of the state tensors that change."""
-        return self._training.read(self._changing)
+    def read(self, names: Iterable[str] | None = None) -> dict[str, Array]:
+        """Copies of state tensors, by default of all that may change."""
+        return self._training.read(self._changing if names is None else names)
 
     def write(self, arrays: Mapping[str, Array]) -> None:
         """Replaces state tensors, by name."""

@@ -17,7 +17,7 @@ from onnxslim_passes.training.loop import Tuned, run_course
 from onnxslim_passes.training.losses import LABEL_LOSSES, resolved_loss
 from onnxslim_passes.training.options import Course, Objective, Parameters, Update
 from onnxslim_passes.training.parameters import Array
-from onnxslim_passes.training.program import TrainingProgram, build
+from onnxslim_passes.training.program import Holding, TrainingProgram, build
 from onnxslim_passes.training.sizes import common_sizes
 from onnxslim_passes.training.trainer import Trainer
 
@@ -81,6 +81,7 @@ def prepare(
     teacher: Model | None = None,
     validation: Samples | None = None,
     seed: int = 0,
+    hold: Holding | None = None,
 ) -> Session:
     """Reads and checks everything, and makes the training program.
 
@@ -94,6 +95,7 @@ def prepare(
         teacher: for distillation.
         validation: to choose the best epoch by; by default a part of `samples`.
         seed: of everything random.
+        hold: see `build`.
 
     Raises:
         SamplesError: the data or its labels do not fit.
@@ -116,6 +118,7 @@ def prepare(
         fixed_inputs=_deciding_scalars(model, data),
         sizes=common_sizes(inputs, data.shapes()),
         seed=seed,
+        hold=hold,
     )
     return _checked(program, data, inputs, samples, validation, course, seed)
 

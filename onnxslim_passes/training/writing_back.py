@@ -29,8 +29,9 @@ def write_back(
     constants = constants_by_name(model)
     decisions = []
     for constraint in constraints:
-        keys = [*constraint.trainable(), *constraint.buffers()]
-        arrays = {key: np.asarray(state[state_name(constraint, key)]) for key in keys}
+        arrays = {**constraint.trainable(), **constraint.buffers()}
+        for key in arrays:
+            arrays[key] = np.asarray(state.get(state_name(constraint, key), arrays[key]))
         changed = _write(constants, constraint.written(arrays))
         reason = f"tuned ({constraint.kind})" if changed else "tuning left it as it was"
         decisions.append(Decision(where=constraint.where, taken=changed, reason=reason))
