@@ -7,7 +7,7 @@ the same both times is static; two dimensions that agree in both are one symbol.
 shapes is computed in both worlds as well, whatever operators it is made of.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,20 @@ _PRIMES = (
     (7867, 4561),
     (7853, 4517),
 )
+# Tables of positions have a few hundred rows, beyond which no sequence may go.
+_SMALL_PRIMES = (
+    (127, 113),
+    (109, 107),
+    (103, 101),
+    (97, 89),
+    (83, 79),
+    (73, 71),
+    (67, 61),
+    (59, 53),
+)
 # Networks that divide a size and come back to it need a multiple: of the strides of five levels,
 # of windows of 3, 5 or 7.
-_FACTORS = (1, 64, 6720)
+_ATTEMPTS = ((_PRIMES, 1), (_SMALL_PRIMES, 1), (_PRIMES, 64), (_PRIMES, 6720))
 # Values of more elements than this are not followed: shapes are made of few.
 _FEW = 256
 
@@ -300,7 +311,7 @@ def _assignments(model: Model) -> Iterator[dict[tuple[str, int], tuple[int, int]
     tried as one batch on the first axis, and then as equal wherever they stand on the same axis.
     """
     for share in ("nothing", "first axis", "every axis"):
-        for factor in _FACTORS:
+        for primes, factor in _ATTEMPTS:
             numbers: dict[str, tuple[int, int]] = {}
             result = {}
             for tensor in model.graph.inputs:
@@ -308,7 +319,7 @@ def _assignments(model: Model) -> Iterator[dict[tuple[str, int], tuple[int, int]
                     if isinstance(size, int) and size >= 0:
                         continue
                     label = _label(tensor.name, axis, size, share)
-                    one, other = numbers.setdefault(label, _prime_pair(len(numbers)))
+                    one, other = numbers.setdefault(label, _prime_pair(primes, len(numbers)))
                     result[tensor.name, axis] = (one * factor, other * factor)
             yield result
 
@@ -321,9 +332,9 @@ def _label(name: str, axis: int, size: int | str | None, share: str) -> str:
     return f"{name}/{axis}"
 
 
-def _prime_pair(number: int) -> tuple[int, int]:
-    one, other = _PRIMES[number % len(_PRIMES)]
-    factor = 1 + number // len(_PRIMES)
+def _prime_pair(primes: Sequence[tuple[int, int]], number: int) -> tuple[int, int]:
+    one, other = primes[number % len(primes)]
+    factor = 1 + number // len(primes)
     return one * factor, other * factor
 
 

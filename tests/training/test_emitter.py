@@ -70,6 +70,19 @@ def test_unnamed_batches_that_must_agree_are_one() -> None:
     assert len(rows) == 1
 
 
+def test_lengths_stay_within_a_table_of_positions() -> None:
+    """A size far beyond the table would be cut to the table's, whatever it was."""
+    emit = emitter_of(
+        """g (float[N, T, 4] x, float[1, 512, 4] table) => (float[N, T, 4] y)
+        <int64[1] zero = {0}, int64[1] axis = {1}> {
+            length = Shape<start = 1, end = 2>(x)
+            positions = Slice(table, zero, length, axis)
+            y = Add(x, positions)
+        }"""
+    )
+    assert emit.shape(tensor(emit, "positions")) == (1, "T", 4)
+
+
 def test_sizes_that_must_be_multiples() -> None:
     emit = emitter_of(
         """g (float[1, 2, H, W] x) => (float[1, 4, H, W] y) <float[4] s = {1.0, 1.0, 2.0, 2.0}> {
