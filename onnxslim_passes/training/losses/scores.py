@@ -3,7 +3,8 @@
 A loss on probabilities loses digits where they come near 0 and 1, and its gradient vanishes there.
 A final Softmax, LogSoftmax or Sigmoid is therefore passed by, and its operation becomes part of the
 loss, where it is stable. Where the first outputs are no numbers, as scikit-learn's exporter writes
-class labels and maps, the scores behind ArgMax, TopK or ZipMap are meant.
+class labels and maps, the scores behind ArgMax, TopK or ZipMap are meant, and behind QuantizeLinear
+the numbers before they were rounded.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ __all__ = ["Scores", "class_axis", "find_output", "find_scores"]
 Kind = Literal["logits", "softmax", "sigmoid"]
 
 _PASSED_BY = frozenset(("Identity", "Cast", "Dropout"))
-_CHOICES = frozenset(("ArgMax", "TopK", "ZipMap", "ArrayFeatureExtractor", "Cast", "Reshape"))
+# Operators that make classes, maps or integers of scores, and those that only carry them on.
+_CHOICES = frozenset(("ArgMax", "TopK", "ZipMap", "QuantizeLinear"))
+_CARRIERS = {"ArrayFeatureExtractor": 1, "Cast": 0, "Reshape": 0, "Squeeze": 0, "Identity": 0}
 _ACTIVATIONS: dict[str, Kind] = {
     "Softmax": "softmax",
     "LogSoftmax": "softmax",
@@ -91,17 +94,20 @@ def _named(graph: Graph, name: str) -> Tensor:
 
 
 def _numbers_behind(tensor: Tensor) -> Tensor | None:
-    """The tensor itself if it holds floats, or the one its classes were chosen from."""
-    seen = 0
-    while isinstance(tensor, Variable) and tensor.inputs and seen < 16:
+    """The tensor itself if it holds floats, or the scores that it was made of."""
+    if isinstance(tensor, Constant):
+        return None
+    if tensor.dtype is not None and tensor.dtype.kind == "f":
+        return tensor
+    while tensor.inputs:
         node: Node = tensor.inputs[0]
-        if (tensor.dtype is not None and tensor.dtype.kind == "f") or node.op not in _CHOICES:
-            break
-        index = 1 if node.op == "ArrayFeatureExtractor" else 0
-        tensor, seen = node.inputs[index], seen + 1
-    known = tensor.dtype
-    is_number = known is None or known.kind in "fV"
-    return tensor if is_number and not isinstance(tensor, Constant) and seen < 16 else None
+        if node.op in _CHOICES:
+            scores: Tensor = node.inputs[0]
+            return scores if isinstance(scores, Variable) else None
+        if node.op not in _CARRIERS:
+            return None
+        tensor = node.inputs[_CARRIERS[node.op]]
+    return None
 
 
 def find_scores(emit: Emitter, output: Tensor) -> Scores:

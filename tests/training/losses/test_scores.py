@@ -76,3 +76,16 @@ def test_classes_are_where_they_usually_are(shape, axis):
     assert class_axis(emit, scores, 0) == 0
     with pytest.raises(UnsupportedModelError, match="class_axis=9"):
         class_axis(emit, scores, 9)
+
+
+def test_integers_stand_for_the_numbers_before_they_were_rounded():
+    text = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    net (float[N, 4] x) => (uint8[N, 3] q) <float[4, 3] w, float s>
+    { y = MatMul (x, w)
+      r = QuantizeLinear (y, s)
+      shape = Constant <value_ints = [-1, 3]> ()
+      q = Reshape (r, shape) }
+    """
+    _, scores = scores_of(Model.from_proto(with_weights(text, s=0.1)))
+    assert scores.tensor.name == "y"

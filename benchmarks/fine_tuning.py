@@ -1,0 +1,188 @@
+"""Prints what fine-tuning recovers of the score that compression cost.
+
+    python benchmarks/fine_tuning.py [CASE...] [--folder ../shared/models]
+
+The folder holds `tasks.py` (a dictionary TASKS: model file, calibration feeds, labelled training
+feeds, metric) and the models. Each case compresses a model and tunes what is left, in one or more
+stages, the original being the teacher. Printed are the task's score (higher is better) of the float
+model, of the model with all of the compression and no tuning, and of the tuned one; the share of
+the drop that was recovered; and CPU seconds of compressing and tuning. Labels are used where the
+task has training data; the best epoch is chosen on a part of the training samples, and the score is
+measured on others once. `kept` says whether zeros stayed zeros and the number of distinct values of
+each weight did not grow.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from int8_models import FOLDER, load_tasks
+
+from onnxslim_passes.calibration import Samples
+from onnxslim_passes.model import Model, load
+from onnxslim_passes.passes.base import Context, Pass
+from onnxslim_passes.passes.cluster_weights import ClusterWeights
+from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
+from onnxslim_passes.passes.quantize_weights import QuantizeWeights
+from onnxslim_passes.runtime import open_session
+from onnxslim_passes.training.options import Course, Objective, Parameters, Update
+from onnxslim_passes.training.tuning import prepare, run
+from onnxslim_passes.training.writing_back import write_back
+
+RELATIVE = Update(relative_steps=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Passes, each followed by tuning."""
+
+    task: str
+    stages: Sequence[tuple[Pass, Course]]
+    objective: Objective = field(default_factory=lambda: Objective(loss="distill"))
+    update: Update = RELATIVE
+    parameters: Parameters = field(default_factory=Parameters)
+    labelled: bool = False
+
+
+def zeros(*sparsities: float, course: Course) -> list[tuple[Pass, Course]]:
+    """Magnitude pruning in steps."""
+    return [(PruneMagnitude(sparsity=sparsity), course) for sparsity in sparsities]
+
+
+# On few samples a teacher says more than labels do: ten numbers a sample instead of one.
+TAUGHT = Objective(distill_weight=0.9, temperature=4.0)
+
+CASES = {
+    "sklearn zeros": Case(
+        "sklearn_mlp_digits",
+        zeros(0.9, course=Course(epochs=40, learning_rate=3e-3)),
+        Objective(),
+        Update(),
+        labelled=True,
+    ),
+    "silero zeros": Case(
+        "silero_vad_16k_op15",
+        zeros(0.5, course=Course(epochs=1, learning_rate=1e-4, schedule="constant")),
+        update=Update(),
+    ),
+    "resnet8 4 bits": Case(
+        "resnet8_cifar10",
+        [(ClusterWeights(bits=4), Course(epochs=5, learning_rate=1e-3))],
+        TAUGHT,
+        labelled=True,
+    ),
+    "resnet8 zeros": Case(
+        "resnet8_cifar10",
+        zeros(0.5, 0.65, 0.8, course=Course(epochs=6, learning_rate=2e-3)),
+        TAUGHT,
+        labelled=True,
+    ),
+    "minilm 4 bits": Case(
+        "minilm_l6",
+        [(QuantizeWeights(bits=4), Course(epochs=2, learning_rate=2e-3, warmup=0.1))],
+        # 12 million numbers of which a batch meets some hundred rows.
+        parameters=Parameters(exclude=("*embeddings*",)),
+    ),
+    "ppocr_rec zeros": Case(
+        "ppocr_v4_rec",
+        zeros(0.7, course=Course(epochs=4, learning_rate=2e-3)),
+        Objective(loss="distill", temperature=1.0),
+    ),
+}
+
+
+def training_samples(task: Any, case: Case) -> Samples:
+    """All training feeds of a task, with labels where it has them."""
+    if case.labelled:
+        feeds = [{**feed, "labels": labels} for feed, labels in task.finetune(batch=1000, seed=0)]
+    else:
+        feeds = list(itertools.islice(task.calibration(), 64))
+    return Samples.from_feeds(feeds, name=case.task)
+
+
+def compressed(model: Model, case: Case, samples: Samples) -> Model:
+    """The model with all of the compression and no tuning; storage is left out."""
+    work = model.copy()
+    for pass_, _ in case.stages:
+        pass_.apply(work, Context(samples=samples, reference=model))
+    return work
+
+
+def tuned(model: Model, case: Case, samples: Samples) -> tuple[Model, Model, str]:
+    """The model before and after the last tuning, and how the loss went there."""
+    work = model.copy()
+    for pass_, course in case.stages:
+        pass_.apply(work, Context(samples=samples, reference=model))
+        before = work.copy()
+        session = prepare(
+            work,
+            samples,
+            objective=case.objective,
+            update=case.update,
+            parameters=case.parameters,
+            course=course,
+            teacher=model,
+        )
+        found = run(session)
+        write_back(work, session.program.constraints, found.state)
+    losses = [found.epochs[number].validation_loss for number in (0, found.best)]
+    return before, work, " -> ".join(f"{loss:.4g}" for loss in losses)
+
+
+def keeps_constraints(before: Model, after: Model) -> bool:
+    """Whether zeros stayed zeros, and no weight has more distinct values than before."""
+    for old, new in zip(before.constants(), after.constants(), strict=True):
+        one, two = old.values, new.values
+        if one.dtype.kind not in "fiu" or one.size < 256:
+            continue
+        sparse = np.mean(one == 0) > 0.1
+        if sparse and (two[one == 0] != 0).any():
+            return False
+        few = len(np.unique(one)) <= 256 < one.size
+        if few and len(np.unique(two)) > len(np.unique(one)):
+            return False
+    return True
+
+
+def measure(name: str, case: Case, tasks: Any, folder: Path) -> str:
+    """One line of the table."""
+    task = tasks.TASKS[case.task]
+    model = load(folder / task.model)
+    samples = training_samples(task, case)
+    start = time.process_time()
+    before, after, loss = tuned(model, case, samples)
+    seconds = time.process_time() - start
+    untuned = compressed(model, case, samples)
+    scores = [task.metric(open_session(one).raw) for one in (model, untuned, after)]
+    drop = scores[0] - scores[1]
+    recovered = (scores[2] - scores[1]) / drop if drop > 0 else float("nan")
+    kept = "yes" if keeps_constraints(before, after) else "NO"
+    return (
+        f"{name:16} {scores[0]:7.2f} {scores[1]:10.2f} {scores[2]:7.2f} {recovered:9.0%} "
+        f"{loss:>22} {kept:>4} {seconds:7.0f}"
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"cases; default: all of {', '.join(CASES)}")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    options = parser.parse_args()
+    tasks = load_tasks(options.folder)
+    print(
+        f"{'case':16} {'float':>7} {'compressed':>10} {'tuned':>7} {'recovered':>9} "
+        f"{'validation loss':>22} {'kept':>4} {'CPU s':>7}"
+    )
+    for name, case in CASES.items():
+        if not options.names or name in options.names:
+            print(measure(name, case, tasks, options.folder), flush=True)
+
+
+if __name__ == "__main__":
+    main()
