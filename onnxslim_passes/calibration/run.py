@@ -44,9 +44,10 @@ def collect_ranges(
     options: ObserverOptions | None = None,
     progress: Progress | None = None,
     strict: bool = True,
+    most: int | None = None,
     cache: RangeCache | None = None,
 ) -> dict[str, TensorRange]:
-    """Runs the model on all samples once.
+    """Runs the model on the samples once.
 
     Args:
         model: Stays as it is.
@@ -57,6 +58,7 @@ def collect_ranges(
         progress: Is shown the feeds.
         strict: Raise for a tensor that becomes NaN or infinite. Else its `finite` is False, and the
             caller may leave it alone with a reason: some models mask attention with infinities.
+        most: At most so many feeds, evenly spread; None: all of them. The cache is for all.
         cache: Is asked first, and told what was found.
 
     Returns:
@@ -76,6 +78,8 @@ def collect_ranges(
     types = model.types()
     chosen = measurable(model, tensors, types)
     key = None
+    if most is not None:
+        cache = None
     if cache is not None:
         key = cache.key(model, chosen, samples, observer, settings)
         known = cache.load(key)
@@ -83,10 +87,11 @@ def collect_ranges(
             return known
     found = {name: _Found(kind.from_options(settings)) for name in chosen}
     if kind.needs_values:
-        _show_values(model, tensors, samples, found, progress, strict=strict)
+        _show_values(model, tensors, samples, found, progress, strict=strict, most=most)
     else:
         rows = kind is not MinMax
-        _reduce(_Reduced(model, chosen, types, rows=rows), samples, found, progress, strict=strict)
+        reduced = _Reduced(model, chosen, types, rows=rows)
+        _reduce(reduced, samples, found, progress, strict=strict, most=most)
     ranges = {name: seen.result() for name, seen in found.items()}
     if cache is not None and key is not None:
         cache.store(key, ranges)
@@ -101,6 +106,7 @@ def _show_values(
     progress: Progress | None,
     *,
     strict: bool,
+    most: int | None,
 ) -> None:
     """Shows all values to the observers."""
 
@@ -110,7 +116,7 @@ def _show_values(
             raise _non_finite(model, name, feed, samples)
         found[name].update(values, values.shape, finite)
 
-    visit_values(model, tensors, samples, visit, progress=progress)
+    visit_values(model, tensors, samples, visit, progress=progress, most=most)
 
 
 def _is_finite(values: Array) -> bool:
@@ -127,11 +133,12 @@ def _reduce(
     progress: Progress | None,
     *,
     strict: bool,
+    most: int | None,
 ) -> None:
     """Shows the extremes, found in the graph, to the observers."""
     overflowing: set[str] = set()
     session = reduced.open(overflowing)
-    for feed in shown(samples.feeds(session.inputs), samples, progress):
+    for feed in shown(samples.feeds(session.inputs, most=most), samples, progress):
         values = _measure(session, feed, found)
         suspects = {n for n, v in values.items() if not np.isfinite(v[2])} - overflowing
         if suspects:

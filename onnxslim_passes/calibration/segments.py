@@ -89,15 +89,16 @@ def visit_values(
     visit: Visit,
     *,
     progress: Progress | None = None,
+    most: int | None = None,
 ) -> None:
     """Calls ``visit(name, values, feed)`` for each tensor and feed; `values` must not be kept.
 
-    Arguments and errors as for `stream_values`.
+    Arguments and errors as for `stream_values`; `most` feeds at most, evenly spread.
     """
     plan = _Plan(model, tensors)
     segments: list[_Segment] = []
     session = open_session(plan.segment(0, len(plan.nodes), values=False), lean=True)
-    for feed in shown(samples.feeds(session.inputs), samples, progress):
+    for feed in shown(samples.feeds(session.inputs, most=most), samples, progress):
         if not segments:
             segments = plan.cut(_run(session, feed))
             session.close()

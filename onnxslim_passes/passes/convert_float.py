@@ -16,6 +16,7 @@ from onnxslim_passes.numerics.distortion import sqnr_db
 from onnxslim_passes.numerics.weight_formats import WeightFormat, block_layout, grid_block
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.float_graph import GraphConverter, check_keep
+from onnxslim_passes.passes.quantized import stored_decisions
 from onnxslim_passes.passes.selection import (
     Selection,
     matching_pattern,
@@ -98,7 +99,8 @@ class ConvertFloat(Selection, Pass):
             self._refusal(weight) or self._round(weight)
             for weight in context.progress.track(weights, self.name, len(weights))
         )
-        return PassResult(any(decision.taken for decision in decisions), decisions)
+        changed = any(decision.taken for decision in decisions)
+        return PassResult(changed, (*decisions, *stored_decisions(model, "rounding")))
 
     @property
     def _dtype(self) -> np.dtype[Any]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import onnx
 from pydantic import Field
 
+from onnxslim_passes.calibration import collect_ranges
 from onnxslim_passes.errors import UnsupportedModelError
 from onnxslim_passes.model import Constant, Graph, Model, Node, Types, Use, Variable, Weight
 from onnxslim_passes.numerics.affine import AffineGrid, quantize, weight_grid
@@ -26,6 +27,8 @@ from onnxslim_passes.passes.selection import Selection
 _OPSET = 11  # the first with DynamicQuantizeLinear
 
 _PRODUCTS = ("MatMul", "Gemm")
+
+_FEEDS_LOOKED_AT = 4  # for infinities, which come from the model more than from single samples
 
 _NOT_DYNAMIC = {
     "Conv": "ConvInteger runs at 0.05 to 0.2x of float speed; quantize-static makes it faster",
@@ -77,6 +80,7 @@ class QuantizeDynamic(Selection, Pass):
         if any(reason is None for _, reason in candidates):
             changed = self._raise_opset(model)
             candidates = list(self._candidates(model))
+            candidates = _without_boundless(model, candidates, context)
         target = find_target(context.target)
         narrow = needs_narrow_weights(target) if self.reduce_range is None else self.reduce_range
         rewriter = _Rewriter(model, per_channel=self.per_channel, narrow=narrow)
@@ -129,6 +133,29 @@ class QuantizeDynamic(Selection, Pass):
             return reason
         verdict = self.verdict(weights[_weight_of(node)])
         return verdict.reason if verdict is not None else None
+
+
+def _without_boundless(
+    model: Model, candidates: list[tuple[Node, str | None]], context: Context
+) -> list[tuple[Node, str | None]]:
+    """The candidates, those refused whose activation is not finite on some samples.
+
+    One infinity makes the scale infinite and the product NaN. Without samples it is not seen.
+    """
+    here = {tensor for node in model.graph.nodes for tensor in (*node.inputs, *node.outputs)}
+    taken = [node for node, reason in candidates if reason is None and node.op in _PRODUCTS]
+    tensors = [tensor for node in taken if (tensor := node.inputs[0]) in here]
+    if context.samples is None or not tensors:
+        return candidates
+    ranges = collect_ranges(
+        model, list(dict.fromkeys(tensors)), context.samples, strict=False, most=_FEEDS_LOOKED_AT
+    )
+    boundless = {name for name, known in ranges.items() if not known.finite}
+    why = "its activation held NaN or infinity on the samples, for which there is no scale"
+    return [
+        (node, why if node in taken and str(node.inputs[0].name) in boundless else reason)
+        for node, reason in candidates
+    ]
 
 
 def _has_weight(node: Node) -> bool:

@@ -1,14 +1,13 @@
 """`quantize-static`: integer weights and activations, with ranges from calibration samples."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import onnx
 from pydantic import Field
 
+from onnxslim_passes.calibration.observers import ObserverOptions
 from onnxslim_passes.calibration.run import TensorRange, collect_ranges
 from onnxslim_passes.errors import RuntimeRefusedError, SamplesError, UnsupportedModelError
 from onnxslim_passes.model import Model, Node, Variable
@@ -19,12 +18,14 @@ from onnxslim_passes.passes.embeddings import (
     keeps_float,
     objection,
 )
+from onnxslim_passes.passes.overrides import check_overrides
 from onnxslim_passes.passes.placement import (
     BY_RULE,
     CPU,
     Inserted,
     Ranges,
     Scheme,
+    Schemes,
     Site,
     Survey,
     border_decisions,
@@ -47,6 +48,14 @@ from onnxslim_passes.passes.placement import (
 )
 from onnxslim_passes.passes.quantized import integer_decisions
 from onnxslim_passes.passes.selection import Selection
+from onnxslim_passes.passes.static_decisions import Placement, saved_ns, site_decision
+from onnxslim_passes.passes.static_schemes import (
+    ActivationType,
+    StaticOverride,
+    WeightType,
+    idle_overrides,
+    schemes_of,
+)
 from onnxslim_passes.runtime import optimized_graph
 
 # The runtime either fuses a site or not; what a removed neighbour changes shows in the next round.
@@ -55,25 +64,7 @@ _ROUNDS = 5
 _PER_CHANNEL_OPSET = 13  # DequantizeLinear's `axis`
 _PRODUCTS = ("Gemm", "MatMul")
 _PER_TENSOR_OPSET = 10  # the first with QuantizeLinear
-
-
-@dataclass(frozen=True)
-class _Placement:
-    """Which sites run on integers, and what the runtime said.
-
-    Attributes:
-        chosen: keys of sites.
-        unfused: keys of sites that were tried and that the runtime left in float.
-        boundless: keys of sites beside a tensor that held NaN or infinity.
-        saturated: keys of sites whose bias is too large for the scales of their stored weights.
-        optimized: the runtime's graph with the chosen sites.
-    """
-
-    chosen: frozenset[str]
-    unfused: frozenset[str]
-    boundless: frozenset[str]
-    saturated: frozenset[str]
-    optimized: onnx.GraphProto | None
+_WIDE_OPSET = 21  # QuantizeLinear to 16 bits
 
 
 @pass_options
@@ -91,8 +82,11 @@ class QuantizeStatic(Selection, Pass):
     needs_samples: ClassVar[bool] = True
 
     activations: Annotated[
-        Literal["uint8", "int8"] | None,
-        Field(description="type of activations; none: what the target wants, uint8 on cpu"),
+        ActivationType | None,
+        Field(
+            description="type of activations; 16 bits need opset 21, and no CPU computes with "
+            "them; none: what the target wants, uint8 on cpu"
+        ),
     ] = None
     symmetric: Annotated[
         bool | None,
@@ -102,7 +96,7 @@ class QuantizeStatic(Selection, Pass):
         ),
     ] = None
     weights: Annotated[
-        Literal["int8", "uint8"] | None,
+        WeightType | None,
         Field(
             description="type of weights, symmetric; on x86 int8 is 2x as fast as uint8; none: "
             "what the target wants, int8 on cpu"
@@ -157,6 +151,11 @@ class QuantizeStatic(Selection, Pass):
         ),
     ] = None
 
+    overrides: Annotated[
+        tuple[StaticOverride, ...],
+        Field(description="other formats for some nodes, whose activations may have 16 bits"),
+    ] = ()
+
     def preview(self, model: Model) -> tuple[Decision, ...]:
         """The nodes that could run on integers; calibration and the runtime decide on them."""
         found = self._survey(model)
@@ -170,6 +169,7 @@ class QuantizeStatic(Selection, Pass):
     def apply(self, model: Model, context: Context) -> PassResult:
         """Inserts Q/DQ pairs; see `docs/passes/quantize-static.md`."""
         self.check(model)
+        check_overrides(self.overrides, model)
         settled = self.for_target(context.target)
         integers = integer_decisions(model)
         pairs = settled._quantize_sites(model, context)
@@ -208,9 +208,10 @@ class QuantizeStatic(Selection, Pass):
         if not found.sites or self.placement == "nowhere":
             kept = [unplaced(site, context.target) for site in found.sites]
             return PassResult(changed=False, decisions=(*found.refusals, *kept))
-        ranges = self._calibrate(work, found, context)
-        placed = self._place(work, found, ranges, context)
-        decisions = self._decisions(found, placed, ranges, context)
+        schemes = self._schemes(work, found, context)
+        ranges = self._calibrate(work, found, schemes, context)
+        placed = self._place(work, found, schemes, ranges, context)
+        decisions = self._decisions(found, schemes, placed, ranges, context)
         if placed.chosen:
             if converted:
                 model.convert_opset(work.opset)
@@ -252,20 +253,26 @@ class QuantizeStatic(Selection, Pass):
 
     def _at_opset(self, model: Model) -> tuple[Model, bool]:
         """The model, or a copy with an opset in which the pairs can be written."""
-        needed = _PER_CHANNEL_OPSET if self.per_channel else _PER_TENSOR_OPSET
+        per_channel = self.per_channel or any(other.per_channel for other in self.overrides)
+        needed = _PER_CHANNEL_OPSET if per_channel else _PER_TENSOR_OPSET
+        named = [other.activations for other in self.overrides]
+        if any(_is_wide(activations) for activations in (self.activations, *named)):
+            needed = _WIDE_OPSET
         if model.opset >= needed:
             return model, False
         work = model.copy()
         try:
             work.convert_opset(needed)
         except UnsupportedModelError as error:
-            hint = " per_channel=false needs opset 10 only." if self.per_channel else ""
+            hint = " per_channel=false needs opset 10 only." if needed == _PER_CHANNEL_OPSET else ""
+            hint = " 8-bit activations need opset 13 only." if needed == _WIDE_OPSET else hint
             raise UnsupportedModelError(f"quantize-static: {error}{hint}") from error
         return work, True
 
-    def _scheme(self, context: Context) -> Scheme:
+    def _schemes(self, model: Model, found: Survey, context: Context) -> Schemes:
+        """The formats of every node of a model without pairs."""
         formats = find_target(context.target).formats
-        return Scheme(
+        default = Scheme(
             activations=np.dtype(self.activations),
             weights=np.dtype(self.weights),
             per_channel=frozenset(formats.per_channel_operators if self.per_channel else ()),
@@ -274,51 +281,66 @@ class QuantizeStatic(Selection, Pass):
             integer_bias=formats.integer_bias,
             for_cpu=self.placement not in BY_RULE,
         )
+        operators = formats.per_channel_operators
+        return schemes_of(model, found.sites, default, self.overrides, operators)
 
-    def _calibrate(self, work: Model, found: Survey, context: Context) -> dict[str, TensorRange]:
+    def _calibrate(
+        self, work: Model, found: Survey, schemes: Schemes, context: Context
+    ) -> dict[str, TensorRange]:
         if context.samples is None:
             raise SamplesError(
                 "quantize-static needs calibration samples to find the ranges of activations; "
                 "give --calibration DATA, or use quantize-dynamic, which needs none."
             )
-        tensors: dict[Variable, None] = {}
+        levels: dict[Variable, int] = {}
         for site in found.sites:
-            tensors.update(dict.fromkeys((*site.inputs, *site.outputs)))
+            codes = _levels(schemes.of(site.node))
+            for tensor in (*site.inputs, *site.outputs):
+                levels[tensor] = min(levels.get(tensor, codes), codes)
         if self.placement == "all":
-            tensors.update(dict.fromkeys(float_tensors(work, work.types())))
-        return collect_ranges(
-            work,
-            list(tensors),
-            context.samples,
-            observer=self.observer,
-            progress=context.progress,
-            strict=False,
-        )
+            for tensor in float_tensors(work, work.types()):
+                maker = next(iter(tensor.inputs), None)
+                levels.setdefault(tensor, _levels(schemes.of(maker)))
+        ranges: dict[str, TensorRange] = {}
+        for count in sorted(set(levels.values())):
+            ranges |= collect_ranges(
+                work,
+                [tensor for tensor, codes in levels.items() if codes == count],
+                context.samples,
+                observer=self.observer,
+                options=ObserverOptions(levels=count),
+                progress=context.progress,
+                strict=False,
+            )
+        return ranges
 
     # ---- choice
 
     def _place(
-        self, work: Model, found: Survey, ranges: Mapping[str, TensorRange], context: Context
-    ) -> _Placement:
+        self,
+        work: Model,
+        found: Survey,
+        schemes: Schemes,
+        ranges: Mapping[str, TensorRange],
+        context: Context,
+    ) -> Placement:
         """Chooses, builds, asks the runtime, and gives up what it did not fuse."""
         boundless = frozenset(site.key for site in found.sites if _is_boundless(site, ranges))
         limits = _limits(ranges)
-        saturated = frozenset(saturating_sites(found, limits, self._scheme(context)))
+        saturated = frozenset(saturating_sites(found, limits, schemes))
         empty = {site.key for site in found.sites if _unseen(site, ranges)} | boundless | saturated
         elements = _elements(ranges, context)
-        empty |= {site.key for site in found.sites if self._left(site)}
+        empty |= {site.key for site in found.sites if self.leaves(site)}
         if self.placement in BY_RULE:
             chosen = {site.key for site in found.sites} - empty
-            return _Placement(frozenset(chosen), frozenset(), boundless, saturated, None)
-        forced: set[str] = set()
-        if self.placement == "everywhere":
-            forced = {site.key for site in found.sites if site.weight is not None} - empty
+            return Placement(frozenset(chosen), frozenset(), boundless, saturated, None)
+        forced = {site.key for site in found.sites if self._is_forced(site, schemes)} - empty
         empty |= _of_little_gain(found, elements, self.min_gain) - forced
         unfused: set[str] = set()
         for _ in range(_ROUNDS):
             chosen = choose(found, elements, CPU, integer=forced, floating=empty | unfused - forced)
             if not chosen:
-                return _Placement(frozenset(), frozenset(unfused), boundless, saturated, None)
+                return Placement(frozenset(), frozenset(unfused), boundless, saturated, None)
             trial = work.copy()
             inserted = self._insert(trial, chosen, ranges, context)
             try:
@@ -330,9 +352,16 @@ class QuantizeStatic(Selection, Pass):
             unfused |= failed
             if not failed - forced:
                 break
-        return _Placement(frozenset(chosen), frozenset(unfused), boundless, saturated, optimized)
+        return Placement(frozenset(chosen), frozenset(unfused), boundless, saturated, optimized)
 
-    def _left(self, site: Site) -> bool:
+    def _is_forced(self, site: Site, schemes: Schemes) -> bool:
+        """Whether an option wants a site on integers, whatever it costs."""
+        everywhere = self.placement == "everywhere" and site.weight is not None
+        # Asked for by name: no CPU gains time by it.
+        named = schemes.of(site.node).format.wide and not schemes.default.format.wide
+        return everywhere or named
+
+    def leaves(self, site: Site) -> bool:
         """Whether an option leaves a node with weights in float."""
         return self.products == "float" and site.node.op in _PRODUCTS
 
@@ -347,10 +376,10 @@ class QuantizeStatic(Selection, Pass):
         found = self._survey(model)
         made = [t for s in found.sites if s.key in chosen and s.integer_output for t in s.outputs]
         limits = without_flat_ends(model, made, limits)
-        scheme = self._scheme(context)
-        inserted = insert_pairs(model, found, chosen, limits, scheme)
+        schemes = self._schemes(model, found, context)
+        inserted = insert_pairs(model, found, chosen, limits, schemes)
         if self.placement == "all":
-            quantize_rest(model, limits, scheme)
+            quantize_rest(model, limits, schemes)
         return inserted
 
     # ---- what is said
@@ -358,16 +387,30 @@ class QuantizeStatic(Selection, Pass):
     def _decisions(
         self,
         found: Survey,
-        placed: _Placement,
+        schemes: Schemes,
+        placed: Placement,
         ranges: Mapping[str, TensorRange],
         context: Context,
     ) -> list[Decision]:
         """One for each site, and one for each conversion that the runtime still executes."""
         elements = _elements(ranges, context)
-        decisions = [_decision(site, placed, elements, self) for site in found.sites]
+        decisions = [
+            site_decision(site, placed, elements, self, schemes.of(site.node))
+            for site in found.sites
+        ]
+        decisions += idle_overrides(self.overrides, found.sites, found.refusals)
         if placed.optimized is not None:
             decisions.extend(border_decisions(placed.optimized))
         return decisions
+
+
+def _is_wide(activations: str | None) -> bool:
+    return activations is not None and np.dtype(activations).itemsize > 1
+
+
+def _levels(scheme: Scheme) -> int:
+    """How many codes an activation has."""
+    return 1 << 8 * scheme.activations.itemsize
 
 
 def _limits(ranges: Mapping[str, TensorRange]) -> Ranges:
@@ -377,19 +420,13 @@ def _limits(ranges: Mapping[str, TensorRange]) -> Ranges:
     }
 
 
-def _saved(site: Site, elements: Mapping[str, float]) -> float:
-    """Estimated nanoseconds a run that integers save on a node, conversions left out."""
-    cost = estimate(site, elements, CPU)
-    return cost.floating - cost.integer
-
-
 def _of_little_gain(found: Survey, elements: Mapping[str, float], share: float) -> set[str]:
     """Keys of the nodes with weights that save less than a share of all nodes' float time."""
     if not share:
         return set()
     total = sum(estimate(site, elements, CPU).floating for site in found.sites)
     sites = [site for site in found.sites if site.weight is not None]
-    return {site.key for site in sites if _saved(site, elements) < share * total}
+    return {site.key for site in sites if saved_ns(site, elements) < share * total}
 
 
 def _unseen(site: Site, ranges: Mapping[str, TensorRange]) -> bool:
@@ -406,66 +443,3 @@ def _elements(ranges: Mapping[str, TensorRange], context: Context) -> dict[str, 
     """Elements of each tensor in an average run of the model."""
     runs = (context.samples.feed_count if context.samples is not None else None) or 1
     return {name: known.seen / runs for name, known in ranges.items()}
-
-
-def _decision(
-    site: Site, placed: _Placement, elements: Mapping[str, float], options: QuantizeStatic
-) -> Decision:
-    figures: dict[str, int | float | str] = {}
-    if options.placement not in BY_RULE:
-        cost = estimate(site, elements, CPU)
-        figures["estimated_float_us"] = round(cost.floating / 1e3, 2)
-        figures["estimated_integer_us"] = round(cost.integer / 1e3, 2)
-    taken = site.key in placed.chosen
-    if site.weight is not None:
-        figures["weights"] = site.weight.size
-    return Decision(
-        where=site.where,
-        taken=taken,
-        reason=_reason(site, placed, elements, options),
-        figures=figures,
-    )
-
-
-def _reason(
-    site: Site, placed: _Placement, elements: Mapping[str, float], options: QuantizeStatic
-) -> str:
-    if site.key in placed.chosen:
-        formats = _formats(site, options)
-        if options.placement in BY_RULE:
-            return f"{formats}; placed by rule, not run"
-        if site.key in placed.unfused:
-            return f"{formats}; ONNX Runtime does not fuse it on this CPU and converts to float"
-        return f"{formats}; fused by ONNX Runtime"
-    if site.key in placed.unfused:
-        return "ONNX Runtime did not fuse its Q/DQ pairs, so that they were taken out again"
-    if site.key in placed.boundless:
-        return "a tensor around it held NaN or infinity in calibration, which no integer stands for"
-    if site.key in placed.saturated:
-        return "its bias is beyond int32 at the scales of the weights that are stored already"
-    if not all(elements[tensor.name] for tensor in (*site.inputs, *site.outputs)):
-        return "a tensor around it was empty in every calibration run"
-    if site.node.op == "ConvTranspose":
-        return "ONNX Runtime has no integer kernel for ConvTranspose on CPU"
-    if site.weight is None:
-        return "float is estimated to be as fast, and exact"
-    if options._left(site):
-        return "products=float leaves it to quantize-dynamic"
-    if options.min_gain and _saved(site, elements) > 0:
-        return f"integers save too little time here (min_gain={options.min_gain:g}); float is exact"
-    return (
-        "float is estimated to be faster than integers with their conversions; "
-        "placement=everywhere quantizes it all the same"
-    )
-
-
-def _formats(site: Site, options: QuantizeStatic) -> str:
-    """The number formats of a site, in words."""
-    activations = f"{options.activations} activations"
-    if site.weight is None:
-        return activations
-    if site.grid is not None:
-        scales = "per tensor" if site.grid.axis is None else "per channel"
-        return f"{site.weight.dtype.name} weights {scales} as they were stored, {activations}"
-    scales = "per channel" if options.per_channel and site.axis is not None else "per tensor"
-    return f"{options.weights} weights {scales}, {activations}"

@@ -32,6 +32,7 @@ from onnxslim_passes.passes.overrides import (
     given,
     override_names,
 )
+from onnxslim_passes.passes.quantized import stored_decisions
 from onnxslim_passes.passes.selection import (
     Selection,
     role_refusal,
@@ -124,7 +125,8 @@ class QuantizeWeights(Selection, Pass):
             self._refusal(weight) or self._for(weight)._quantize(weight)
             for weight in context.progress.track(weights, self.name, len(weights))
         )
-        return PassResult(any(decision.taken for decision in decisions), decisions)
+        changed = any(decision.taken for decision in decisions)
+        return PassResult(changed, (*decisions, *stored_decisions(model, "quantizing")))
 
     def _given(self, weight: Weight) -> dict[str, Any]:
         """What `overrides` and `embedding_bits` say of one weight."""

@@ -95,8 +95,7 @@ def stored_decisions(model: Model, what: str) -> list[Decision]:
         Decision(
             where=codes.where,
             taken=False,
-            reason=f"is stored as {codes.dtype.name} already, {reason}: {what} is for float "
-            "weights, before quantization",
+            reason=f"is stored as {codes.dtype.name} already, {reason}: {what} is for floats",
         )
         for codes, reason in reasons.items()
     ]

@@ -28,6 +28,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "quantize-static": [
         {"placement": "everywhere"},
         {"placement": "everywhere", "per_channel": False, "activations": "int8"},
+        {"placement": "everywhere", "activations": "int16"},
     ],
     "quantize-dynamic": [{"per_channel": False}, {"reduce_range": True, "embeddings": False}],
     "quantize-weights": [

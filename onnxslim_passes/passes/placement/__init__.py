@@ -11,8 +11,6 @@ from onnxslim_passes.passes.placement.by_rule import (
 from onnxslim_passes.passes.placement.choice import choose, estimate
 from onnxslim_passes.passes.placement.insertion import (
     Inserted,
-    Ranges,
-    Scheme,
     insert_pairs,
     saturating_sites,
 )
@@ -20,6 +18,7 @@ from onnxslim_passes.passes.placement.islands import border_decisions, unfused_s
 from onnxslim_passes.passes.placement.operators import CPU, Costs
 from onnxslim_passes.passes.placement.pairs import pairs_decision
 from onnxslim_passes.passes.placement.saturation import without_flat_ends
+from onnxslim_passes.passes.placement.schemes import Ranges, Scheme, Schemes
 from onnxslim_passes.passes.placement.sites import Site, Survey, survey
 from onnxslim_passes.passes.placement.targets import (
     TARGETS,
@@ -37,6 +36,7 @@ __all__ = [
     "Inserted",
     "Ranges",
     "Scheme",
+    "Schemes",
     "Site",
     "Survey",
     "Target",

@@ -9,13 +9,12 @@ from onnxslim_passes.model import Constant, Model, Node, Types, Variable
 from onnxslim_passes.numerics.affine import AffineGrid, choose_grid, quantize, weight_grid
 from onnxslim_passes.passes.placement.insertion import (
     ActivationConstants,
-    Ranges,
-    Scheme,
     quantize_for,
     quantize_where_made,
     short,
 )
 from onnxslim_passes.passes.placement.operators import BETWEEN, CLAMPS
+from onnxslim_passes.passes.placement.schemes import Format, Ranges, Schemes
 from onnxslim_passes.passes.placement.sites import Site, Survey
 from onnxslim_passes.report.records import Decision
 
@@ -103,7 +102,7 @@ def _touches_pair(tensor: Variable) -> bool:
     )
 
 
-def quantize_rest(model: Model, ranges: Ranges, scheme: Scheme) -> int:
+def quantize_rest(model: Model, ranges: Ranges, schemes: Schemes) -> int:
     """Puts a pair on every float tensor of the main graph that has none yet; their number.
 
     Outputs of operators that only move values get the grid of their input. Float constants that
@@ -118,7 +117,7 @@ def quantize_rest(model: Model, ranges: Ranges, scheme: Scheme) -> int:
     for tensor in tensors:
         if _is_clamped(model, tensor):
             continue
-        grid = _grid(tensor, grids, ranges, scheme)
+        grid = _grid(tensor, grids, ranges, schemes)
         parameters = constants.of(grid, tensor.name)
         grids[tensor] = grid
         if tensor.inputs:
@@ -126,7 +125,7 @@ def quantize_rest(model: Model, ranges: Ranges, scheme: Scheme) -> int:
         else:
             takers = list(dict.fromkeys(tensor.outputs))
             quantize_for(model.graph, tensor, takers, parameters, barriers=False)
-    return len(grids) + _quantize_constants(model, types, scheme)
+    return len(grids) + _quantize_constants(model, types, schemes)
 
 
 def _share_pairs(model: Model) -> None:
@@ -152,17 +151,19 @@ def _is_clamped(model: Model, tensor: Variable) -> bool:
 
 
 def _grid(
-    tensor: Variable, grids: Mapping[Variable, AffineGrid], ranges: Ranges, scheme: Scheme
+    tensor: Variable, grids: Mapping[Variable, AffineGrid], ranges: Ranges, schemes: Schemes
 ) -> AffineGrid:
     maker: Node | None = tensor.inputs[0] if tensor.inputs else None
     rule = BETWEEN.get(maker.op) if maker is not None and not maker.domain else None
     if maker is not None and rule is not None and rule.same_grid and maker.inputs[0] in grids:
         return grids[maker.inputs[0]]
     low, high = ranges[tensor.name]
-    return choose_grid(low, high, scheme.activations, symmetric=scheme.symmetric)
+    node = maker or next(iter(tensor.outputs), None)
+    kind = schemes.of(node).format
+    return choose_grid(low, high, kind.dtype, symmetric=kind.symmetric)
 
 
-def _quantize_constants(model: Model, types: Types, scheme: Scheme) -> int:
+def _quantize_constants(model: Model, types: Types, schemes: Schemes) -> int:
     """Float constants of the main graph that nodes take as data become integers."""
     done: dict[Constant, Variable] = {}
     for node in list(model.graph.nodes):
@@ -172,7 +173,7 @@ def _quantize_constants(model: Model, types: Types, scheme: Scheme) -> int:
         for index, tensor in enumerate(node.inputs[:count]):
             if isinstance(tensor, Constant) and _is_plain(tensor):
                 if tensor not in done:
-                    done[tensor] = _stored(model, tensor, scheme)
+                    done[tensor] = _stored(model, tensor, schemes.of(node).format)
                 node.inputs[index] = done[tensor]
     if done:
         model.remove_unused()
@@ -188,9 +189,9 @@ def _is_plain(constant: Constant) -> bool:
     )
 
 
-def _stored(model: Model, constant: Constant, scheme: Scheme) -> Variable:
+def _stored(model: Model, constant: Constant, kind: Format) -> Variable:
     values = constant.values
-    grid = weight_grid(values, scheme.activations, symmetric=scheme.symmetric)
+    grid = weight_grid(values, kind.dtype, symmetric=kind.symmetric)
     name = short(constant.name)
     inputs = [
         model.graph.add_constant(f"{name}_quantized", quantize(values, grid)),

@@ -10,7 +10,7 @@ Weights become int8 (or uint8) initializers behind a DequantizeLinear; biases in
 int32 bias would come close to saturation.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,38 +33,12 @@ from onnxslim_passes.passes.placement.operators import (
     SLOW_UPSTREAM,
 )
 from onnxslim_passes.passes.placement.pairs import pair_scale, pairs_fit
+from onnxslim_passes.passes.placement.schemes import Format, Grids, Ranges, Scheme, Schemes
 from onnxslim_passes.passes.placement.sites import Site, Survey
 
 Array = npt.NDArray[Any]
-Ranges = Mapping[str, tuple[float, float]]
-"""Smallest and largest value of each tensor, by name."""
 
 _LONG_NAME = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scheme:
-    """The number formats.
-
-    Attributes:
-        activations: dtype of activations.
-        weights: dtype of weights, symmetric.
-        per_channel: operators whose weights get a scale for each output channel, where they have
-            such an axis.
-        pairs_fit: int8 weights have scales at which no pair of products saturates 16 bits.
-        symmetric: zero points of activations in the middle of the range.
-        integer_bias: biases as int32; else they stay float.
-        for_cpu: with what this CPU's runtime needs: copies where it would otherwise move or widen
-            what is quantized, and int32 addends of an Add behind a MatMul.
-    """
-
-    activations: np.dtype[Any]
-    weights: np.dtype[Any]
-    per_channel: frozenset[str]
-    pairs_fit: bool = False
-    symmetric: bool = False
-    integer_bias: bool = True
-    for_cpu: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +55,7 @@ class Inserted:
 
 
 def insert_pairs(
-    model: Model, found: Survey, chosen: Collection[str], ranges: Ranges, scheme: Scheme
+    model: Model, found: Survey, chosen: Collection[str], ranges: Ranges, schemes: Schemes
 ) -> Inserted:
     """Quantizes the chosen sites of `found`, which was made from this very `model`, in place.
 
@@ -90,18 +64,18 @@ def insert_pairs(
         found: the sites.
         chosen: keys of sites.
         ranges: for every input and output of a chosen site.
-        scheme: the formats.
+        schemes: the formats.
     """
     sites = [site for site in found.sites if site.key in chosen]
-    grids = activation_grids(sites, ranges, scheme)
-    weights = _insert_weights(model, sites, grids, scheme)
-    makers = _insert_activations(model.graph, sites, grids, barriers=scheme.for_cpu)
-    if scheme.for_cpu:
+    grids = Grids(sites, ranges, schemes)
+    weights = _insert_weights(model, sites, grids, schemes)
+    makers = _insert_activations(model.graph, sites, grids, barriers=schemes.default.for_cpu)
+    if schemes.default.for_cpu:
         _keep_float(model.graph)
     return Inserted(makers, weights)
 
 
-def saturating_sites(found: Survey, ranges: Ranges, scheme: Scheme) -> set[str]:
+def saturating_sites(found: Survey, ranges: Ranges, schemes: Schemes) -> set[str]:
     """Keys of sites whose bias does not fit into int32 next to weight scales that are given.
 
     A float bias is no way out: the runtime makes it int32 by itself, saturating.
@@ -112,7 +86,8 @@ def saturating_sites(found: Survey, ranges: Ranges, scheme: Scheme) -> set[str]:
             continue
         bias = _bias_values(site, _channels(site, site.weight.shape))
         low, high = ranges.get(str(site.inputs[0].name), (0.0, 0.0))
-        data = choose_grid(low, high, scheme.activations, symmetric=scheme.symmetric)
+        kind = schemes.of(site.node).format
+        data = choose_grid(low, high, kind.dtype, symmetric=kind.symmetric)
         if bias is not None and not _fits(bias, data, site.grid):
             keys.add(site.key)
     return keys
@@ -128,51 +103,6 @@ def short(name: object) -> str:
 
 
 # ---------------- activations
-
-
-def activation_grids(
-    sites: Iterable[Site], ranges: Ranges, scheme: Scheme
-) -> dict[Variable, AffineGrid]:
-    """The grid of each tensor around the sites, which are in the order of the graph."""
-    grids: dict[Variable, AffineGrid] = {}
-
-    def grid(tensor: Variable) -> AffineGrid:
-        if tensor not in grids:
-            low, high = ranges[tensor.name]
-            grids[tensor] = choose_grid(low, high, scheme.activations, symmetric=scheme.symmetric)
-        return grids[tensor]
-
-    for site in _in_order(sites):
-        taken = [grid(tensor) for tensor in site.inputs]
-        if not site.integer_output:
-            continue
-        for tensor in site.outputs:
-            if site.rule is not None and site.rule.same_grid:
-                grids[tensor] = taken[0]
-            else:
-                grid(tensor)
-    return grids
-
-
-def _in_order(sites: Iterable[Site]) -> list[Site]:
-    """Makers before takers, whatever the order of the nodes in the file."""
-    waiting = list(sites)
-    makers = {tensor: site for site in waiting for tensor in site.outputs}
-    ordered: dict[Site, None] = {}
-    stack = waiting[::-1]
-    while stack:
-        site = stack[-1]
-        before = [
-            makers[tensor]
-            for tensor in site.inputs
-            if tensor in makers and makers[tensor] not in ordered
-        ]
-        if before and site not in ordered:
-            stack.extend(before)
-        else:
-            stack.pop()
-            ordered[site] = None
-    return list(ordered)
 
 
 class ActivationConstants:
@@ -193,22 +123,26 @@ class ActivationConstants:
 
 
 def _insert_activations(
-    graph: Graph, sites: list[Site], grids: Mapping[Variable, AffineGrid], *, barriers: bool
+    graph: Graph, sites: list[Site], grids: Grids, *, barriers: bool
 ) -> dict[str, Site]:
     constants = ActivationConstants(graph)
     makers = {tensor: site for site in sites if site.integer_output for tensor in site.outputs}
-    takers: dict[Variable, list[Node]] = {}
+    takers: dict[Variable, dict[Format, list[Node]]] = {tensor: {} for tensor in makers}
     for site in sites:
         for tensor in site.inputs:
-            takers.setdefault(tensor, []).append(site.entry)
+            kinds = takers.setdefault(tensor, {})
+            kinds.setdefault(grids.format_of(site), []).append(site.entry)
     swallowed = {}
-    for tensor in dict.fromkeys((*makers, *takers)):
-        parameters = constants.of(grids[tensor], tensor.name)
-        if tensor in makers:
-            quantizer = quantize_where_made(graph, tensor, parameters)
-            swallowed[quantizer.name] = makers[tensor]
-        else:
-            quantize_for(graph, tensor, takers[tensor], parameters, barriers=barriers)
+    for tensor, kinds in takers.items():
+        maker = makers.get(tensor)
+        if maker is not None:
+            made = grids.format_of(maker)
+            parameters = constants.of(grids.of(tensor, made), tensor.name)
+            swallowed[quantize_where_made(graph, tensor, parameters).name] = maker
+            kinds.pop(made, None)
+        for kind, nodes in kinds.items():
+            parameters = constants.of(grids.of(tensor, kind), tensor.name)
+            quantize_for(graph, tensor, nodes, parameters, barriers=barriers and maker is None)
     return swallowed
 
 
@@ -288,7 +222,7 @@ def _reaches_quantizer(node: Node) -> bool:
 
 
 def _insert_weights(
-    model: Model, sites: list[Site], grids: Mapping[Variable, AffineGrid], scheme: Scheme
+    model: Model, sites: list[Site], grids: Grids, schemes: Schemes
 ) -> dict[str, tuple[Site, ...]]:
     shared: dict[Constant, list[Site]] = {}
     for site in sites:
@@ -296,15 +230,16 @@ def _insert_weights(
             shared.setdefault(site.weight, []).append(site)
     inserted = {}
     for constant, users in shared.items():
+        scheme = schemes.of(users[0].node)
         if users[0].grid is not None:
             # Stored as integers before: they stay, and so does their DequantizeLinear.
-            saturates = scheme.pairs_fit and constant.dtype == np.int8
+            saturates = scheme.adds_pairs and constant.dtype == np.int8
             if saturates and any(not pairs_fit(site.node, constant.values) for site in users):
                 constant = _made_unsigned(model.graph, constant, users)
             inserted[str(constant.name)] = tuple(users)
             for site in users:
                 assert site.grid is not None  # all users of these codes have one
-                _insert_bias(model.graph, site, grids[site.inputs[0]], site.grid, scheme)
+                _insert_bias(model.graph, site, grids.data(site), site.grid, scheme)
             continue
         axis = _scale_axis(users, scheme)
         values = constant.values * _gain(users[0].node)
@@ -312,7 +247,7 @@ def _insert_weights(
         codes = _weight_codes(model.graph, constant.name, values, grid, users)
         inserted[codes.name] = tuple(users)
         for site in users:
-            _insert_bias(model.graph, site, grids[site.inputs[0]], grid, scheme)
+            _insert_bias(model.graph, site, grids.data(site), grid, scheme)
     model.remove_unused()
     return inserted
 
@@ -358,17 +293,17 @@ def _grid_without_saturation(
     values: Array,
     axis: int | None,
     users: list[Site],
-    grids: Mapping[Variable, AffineGrid],
+    grids: Grids,
     scheme: Scheme,
 ) -> AffineGrid:
     """The weights' grid, with scales raised until no bias of a user and no pair saturates."""
     grid = weight_grid(values, scheme.weights, axis)
     for site in users:
-        if scheme.pairs_fit and scheme.weights == np.int8:
+        if scheme.adds_pairs and scheme.weights == np.int8:
             grid = grid.at_least(pair_scale(site.node, values, axis))
         bias = _bias_values(site, _channels(site, values.shape))
         if bias is not None and scheme.integer_bias:
-            least = minimum_weight_scale(bias, float(grids[site.inputs[0]].scale))
+            least = minimum_weight_scale(bias, float(grids.data(site).scale))
             grid = grid.at_least(least if axis is not None else least.max())
     return grid
 

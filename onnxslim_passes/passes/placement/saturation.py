@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxslim_passes.model import Constant, Model, Node, Variable
-from onnxslim_passes.passes.placement.insertion import Ranges
+from onnxslim_passes.passes.placement.schemes import Ranges
 from onnxslim_passes.runtime import open_session
 
 POINTWISE = frozenset(
