@@ -1,6 +1,6 @@
 """Prints size, fidelity and speed of pipelines given as text, on one model or several.
 
-    python benchmarks/schemes.py NAME|FILE.onnx ... [--folder FOLDER] [--pipeline TEXT] ...
+    python benchmarks/schemes.py NAME|FILE.onnx ... [--pipeline TEXT] ... [--target TARGET]
 
 A pipeline is passes joined by " + ", each as `--pass` takes it; `fold-constants + fuse-batch-norm`
 goes before all. Models of `tasks.py` have their calibration feeds, of which every fourth is left
@@ -58,12 +58,13 @@ def chosen(names: Sequence[str], folder: Path) -> Iterator[Case]:
         yield from (case for case in cases(folder) if case.name in names)
 
 
-def measure(case: Case, pipeline: str, out: Path) -> str:
+def measure(case: Case, pipeline: str, target: str, out: Path) -> str:
     """One line of the table."""
     calibration, held_out = case.split()
     passes = [parse_pass(text) for text in f"{PREPARED} + {pipeline}".split(" + ")]
     samples = Samples.from_feeds(calibration)
-    result = Pipeline(passes).run(load(case.path), samples=samples, measure=False)
+    model = load(case.path)
+    result = Pipeline(passes).run(model, samples=samples, target=target, measure=False)
     result.model.save(out)
     with open_session(case.path) as reference, open_session(out) as candidate:
         sqnr = compare_outputs(reference, candidate, held_out).sqnr_db
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", help="names in tasks.py, or model files")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--pipeline", action="append")
+    parser.add_argument("--target", default="cpu")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for case in chosen(options.names, options.folder):
@@ -85,7 +87,8 @@ def main() -> None:
             print(f"{'MB':>7} {'SQNR dB':>7} {'score':>7} speed  pipeline")
             for pipeline in options.pipeline or PIPELINES:
                 try:
-                    print(measure(case, pipeline, Path(folder) / "out.onnx"), flush=True)
+                    out = Path(folder) / "out.onnx"
+                    print(measure(case, pipeline, options.target, out), flush=True)
                 except OnnxSlimError as error:
                     print(f"{'':29}  {pipeline}: {type(error).__name__}: {error}", flush=True)
 

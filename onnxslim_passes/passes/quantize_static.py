@@ -1,6 +1,7 @@
 """`quantize-static`: integer weights and activations, with ranges from calibration samples."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,7 +24,6 @@ from onnxslim_passes.passes.placement import (
     BY_RULE,
     CPU,
     Inserted,
-    Ranges,
     Scheme,
     Schemes,
     Site,
@@ -38,8 +38,10 @@ from onnxslim_passes.passes.placement import (
     needs_narrow_weights,
     pairs_decision,
     quantize_rest,
+    rest_tensors,
     saturating_sites,
     survey,
+    takes_wide,
     target_decisions,
     unfused_sites,
     unplaced,
@@ -48,7 +50,9 @@ from onnxslim_passes.passes.placement import (
 )
 from onnxslim_passes.passes.quantized import integer_decisions
 from onnxslim_passes.passes.selection import Selection
+from onnxslim_passes.passes.spared import Spared, spared, spared_decisions, with_wide
 from onnxslim_passes.passes.static_decisions import Placement, saved_ns, site_decision
+from onnxslim_passes.passes.static_ranges import Calibrated, elements_of, limits_of
 from onnxslim_passes.passes.static_schemes import (
     ActivationType,
     StaticOverride,
@@ -151,6 +155,15 @@ class QuantizeStatic(Selection, Pass):
         ),
     ] = None
 
+    hold_db: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            description="SQNR of the outputs that rounding activations may not fall below, as far "
+            "as it is foreseen: those that harm most get 16 bits where the target takes them, else "
+            "stay float; 0: not looked at; none: what the target wants, 0 on cpu, 20 on qnn",
+        ),
+    ] = None
     overrides: Annotated[
         tuple[StaticOverride, ...],
         Field(description="other formats for some nodes, whose activations may have 16 bits"),
@@ -196,6 +209,7 @@ class QuantizeStatic(Selection, Pass):
             "per_channel": formats.per_channel,
             "reduce_range": needs_narrow_weights(target),
             "placement": formats.placement,
+            "hold_db": formats.hold_db,
             "embeddings": formats.placement in ("pays", "everywhere"),
         }
         given = self.options()
@@ -203,19 +217,23 @@ class QuantizeStatic(Selection, Pass):
         return type(self)(**(given | wanted))
 
     def _quantize_sites(self, model: Model, context: Context) -> PassResult:
-        work, converted = self._at_opset(model)
+        may_be_wide = bool(self.hold_db) and takes_wide(find_target(context.target))
+        work, converted = self._at_opset(model, may_be_wide=may_be_wide)
         found = self._survey(work)
         if not found.sites or self.placement == "nowhere":
             kept = [unplaced(site, context.target) for site in found.sites]
             return PassResult(changed=False, decisions=(*found.refusals, *kept))
         schemes = self._schemes(work, found, context)
         ranges = self._calibrate(work, found, schemes, context)
-        placed = self._place(work, found, schemes, ranges, context)
+        spare = self._spare(work, found, schemes, ranges, context)
+        calibrated = Calibrated(ranges, spare)
+        placed = self._place(work, found, with_wide(schemes, spare), calibrated, context)
         decisions = self._decisions(found, schemes, placed, ranges, context)
+        decisions += spared_decisions(spare, _makers(work))
         if placed.chosen:
             if converted:
                 model.convert_opset(work.opset)
-            self._insert(model, placed.chosen, ranges, context)
+            self._insert(model, placed.chosen, calibrated, context)
         return PassResult(changed=bool(placed.chosen), decisions=(*found.refusals, *decisions))
 
     def _quantize_embeddings(self, model: Model) -> PassResult:
@@ -251,12 +269,12 @@ class QuantizeStatic(Selection, Pass):
             return inputs_only(model, found, is_excluded)
         return weights_only(found) if self.placement == "all" else found
 
-    def _at_opset(self, model: Model) -> tuple[Model, bool]:
+    def _at_opset(self, model: Model, *, may_be_wide: bool) -> tuple[Model, bool]:
         """The model, or a copy with an opset in which the pairs can be written."""
         per_channel = self.per_channel or any(other.per_channel for other in self.overrides)
         needed = _PER_CHANNEL_OPSET if per_channel else _PER_TENSOR_OPSET
         named = [other.activations for other in self.overrides]
-        if any(_is_wide(activations) for activations in (self.activations, *named)):
+        if may_be_wide or any(_is_wide(kind) for kind in (self.activations, *named)):
             needed = _WIDE_OPSET
         if model.opset >= needed:
             return model, False
@@ -314,6 +332,35 @@ class QuantizeStatic(Selection, Pass):
             )
         return ranges
 
+    def _spare(
+        self,
+        work: Model,
+        found: Survey,
+        schemes: Schemes,
+        ranges: Mapping[str, TensorRange],
+        context: Context,
+    ) -> Spared:
+        """The activations that are to have more bits than others."""
+        if not self.hold_db or context.samples is None:
+            return Spared()
+        formats: dict[Variable, Node | None] = {}
+        for site in found.sites:
+            made = site.outputs if site.integer_output else ()
+            formats |= dict.fromkeys((*site.inputs, *made), site.node)
+        if self.placement == "all":
+            for tensor in rest_tensors(work, work.types()):
+                formats.setdefault(tensor, next(iter((*tensor.inputs, *tensor.outputs)), None))
+        return spared(
+            work,
+            formats,
+            schemes,
+            limits_of(ranges),
+            context.samples,
+            hold_db=self.hold_db,
+            may_be_wide=takes_wide(find_target(context.target)),
+            progress=context.progress,
+        )
+
     # ---- choice
 
     def _place(
@@ -321,28 +368,24 @@ class QuantizeStatic(Selection, Pass):
         work: Model,
         found: Survey,
         schemes: Schemes,
-        ranges: Mapping[str, TensorRange],
+        calibrated: Calibrated,
         context: Context,
     ) -> Placement:
         """Chooses, builds, asks the runtime, and gives up what it did not fuse."""
-        boundless = frozenset(site.key for site in found.sites if _is_boundless(site, ranges))
-        limits = _limits(ranges)
-        saturated = frozenset(saturating_sites(found, limits, schemes))
-        empty = {site.key for site in found.sites if _unseen(site, ranges)} | boundless | saturated
-        elements = _elements(ranges, context)
-        empty |= {site.key for site in found.sites if self.leaves(site)}
+        none, empty = self._obstacles(found, schemes, calibrated)
+        elements = elements_of(calibrated.ranges, context)
         if self.placement in BY_RULE:
             chosen = {site.key for site in found.sites} - empty
-            return Placement(frozenset(chosen), frozenset(), boundless, saturated, None)
+            return replace(none, chosen=frozenset(chosen))
         forced = {site.key for site in found.sites if self._is_forced(site, schemes)} - empty
         empty |= _of_little_gain(found, elements, self.min_gain) - forced
         unfused: set[str] = set()
         for _ in range(_ROUNDS):
             chosen = choose(found, elements, CPU, integer=forced, floating=empty | unfused - forced)
             if not chosen:
-                return Placement(frozenset(), frozenset(unfused), boundless, saturated, None)
+                return replace(none, unfused=frozenset(unfused))
             trial = work.copy()
-            inserted = self._insert(trial, chosen, ranges, context)
+            inserted = self._insert(trial, chosen, calibrated, context)
             try:
                 optimized = optimized_graph(trial, weights=False).graph
             except RuntimeRefusedError as error:
@@ -352,7 +395,25 @@ class QuantizeStatic(Selection, Pass):
             unfused |= failed
             if not failed - forced:
                 break
-        return Placement(frozenset(chosen), frozenset(unfused), boundless, saturated, optimized)
+        return replace(
+            none, chosen=frozenset(chosen), unfused=frozenset(unfused), optimized=optimized
+        )
+
+    def _obstacles(
+        self, found: Survey, schemes: Schemes, calibrated: Calibrated
+    ) -> tuple[Placement, set[str]]:
+        """Nothing chosen yet, and the keys of all sites that cannot be."""
+        sites = found.sites
+        none = Placement(
+            chosen=frozenset(),
+            unfused=frozenset(),
+            boundless=frozenset(site.key for site in sites if calibrated.is_boundless(site)),
+            saturated=frozenset(saturating_sites(found, calibrated.limits, schemes)),
+            sensitive=frozenset(site.key for site in sites if calibrated.spare.touches(site)),
+            optimized=None,
+        )
+        others = {site.key for site in sites if calibrated.is_unseen(site) or self.leaves(site)}
+        return none, others | none.boundless | none.saturated | none.sensitive
 
     def _is_forced(self, site: Site, schemes: Schemes) -> bool:
         """Whether an option wants a site on integers, whatever it costs."""
@@ -369,14 +430,14 @@ class QuantizeStatic(Selection, Pass):
         self,
         model: Model,
         chosen: Collection[str],
-        ranges: Mapping[str, TensorRange],
+        calibrated: Calibrated,
         context: Context,
     ) -> Inserted:
-        limits = _limits(ranges)
+        limits = calibrated.limits
         found = self._survey(model)
         made = [t for s in found.sites if s.key in chosen and s.integer_output for t in s.outputs]
         limits = without_flat_ends(model, made, limits)
-        schemes = self._schemes(model, found, context)
+        schemes = with_wide(self._schemes(model, found, context), calibrated.spare)
         inserted = insert_pairs(model, found, chosen, limits, schemes)
         if self.placement == "all":
             quantize_rest(model, limits, schemes)
@@ -393,7 +454,7 @@ class QuantizeStatic(Selection, Pass):
         context: Context,
     ) -> list[Decision]:
         """One for each site, and one for each conversion that the runtime still executes."""
-        elements = _elements(ranges, context)
+        elements = elements_of(ranges, context)
         decisions = [
             site_decision(site, placed, elements, self, schemes.of(site.node))
             for site in found.sites
@@ -413,13 +474,6 @@ def _levels(scheme: Scheme) -> int:
     return 1 << 8 * scheme.activations.itemsize
 
 
-def _limits(ranges: Mapping[str, TensorRange]) -> Ranges:
-    """The smallest and largest value of each tensor that has both."""
-    return {
-        name: (known.lo, known.hi) for name, known in ranges.items() if known.seen and known.finite
-    }
-
-
 def _of_little_gain(found: Survey, elements: Mapping[str, float], share: float) -> set[str]:
     """Keys of the nodes with weights that save less than a share of all nodes' float time."""
     if not share:
@@ -429,17 +483,5 @@ def _of_little_gain(found: Survey, elements: Mapping[str, float], share: float) 
     return {site.key for site in sites if saved_ns(site, elements) < share * total}
 
 
-def _unseen(site: Site, ranges: Mapping[str, TensorRange]) -> bool:
-    """Whether a tensor of a site was empty in every run, so that it has no range."""
-    return any(ranges[tensor.name].seen == 0 for tensor in (*site.inputs, *site.outputs))
-
-
-def _is_boundless(site: Site, ranges: Mapping[str, TensorRange]) -> bool:
-    """Whether a tensor of a site held NaN or infinity, so that no grid can hold its values."""
-    return not all(ranges[tensor.name].finite for tensor in (*site.inputs, *site.outputs))
-
-
-def _elements(ranges: Mapping[str, TensorRange], context: Context) -> dict[str, float]:
-    """Elements of each tensor in an average run of the model."""
-    runs = (context.samples.feed_count if context.samples is not None else None) or 1
-    return {name: known.seen / runs for name, known in ranges.items()}
+def _makers(model: Model) -> dict[str, Node]:
+    return {str(tensor.name): node for node in model.graph.nodes for tensor in node.outputs}

@@ -22,6 +22,7 @@ class Placement:
         unfused: keys of sites that were tried and that the runtime left in float.
         boundless: keys of sites beside a tensor that held NaN or infinity.
         saturated: keys of sites whose bias is too large for the scales of their stored weights.
+        sensitive: keys of sites beside an activation that stays float for its effect on outputs.
         optimized: the runtime's graph with the chosen sites.
     """
 
@@ -29,6 +30,7 @@ class Placement:
     unfused: frozenset[str]
     boundless: frozenset[str]
     saturated: frozenset[str]
+    sensitive: frozenset[str]
     optimized: onnx.GraphProto | None
 
 
@@ -99,6 +101,8 @@ def _why_not(
         return "a tensor around it held NaN or infinity in calibration, which no integer stands for"
     if site.key in placed.saturated:
         return "its bias is beyond int32 at the scales of the weights that are stored already"
+    if site.key in placed.sensitive:
+        return "an activation around it harms the outputs most when it is rounded (hold_db)"
     if not all(elements[tensor.name] for tensor in (*site.inputs, *site.outputs)):
         return "a tensor around it was empty in every calibration run"
     if site.node.op == "ConvTranspose":

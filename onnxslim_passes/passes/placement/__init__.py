@@ -5,6 +5,7 @@ from onnxslim_passes.passes.placement.by_rule import (
     float_tensors,
     inputs_only,
     quantize_rest,
+    rest_tensors,
     unplaced,
     weights_only,
 )
@@ -18,13 +19,14 @@ from onnxslim_passes.passes.placement.islands import border_decisions, unfused_s
 from onnxslim_passes.passes.placement.operators import CPU, Costs
 from onnxslim_passes.passes.placement.pairs import pairs_decision
 from onnxslim_passes.passes.placement.saturation import without_flat_ends
-from onnxslim_passes.passes.placement.schemes import Ranges, Scheme, Schemes
+from onnxslim_passes.passes.placement.schemes import Format, Ranges, Scheme, Schemes
 from onnxslim_passes.passes.placement.sites import Site, Survey, survey
 from onnxslim_passes.passes.placement.targets import (
     TARGETS,
     Target,
     find_target,
     needs_narrow_weights,
+    takes_wide,
 )
 from onnxslim_passes.passes.placement.violations import Violation, check_target, target_decisions
 
@@ -33,6 +35,7 @@ __all__ = [
     "CPU",
     "TARGETS",
     "Costs",
+    "Format",
     "Inserted",
     "Ranges",
     "Scheme",
@@ -52,8 +55,10 @@ __all__ = [
     "needs_narrow_weights",
     "pairs_decision",
     "quantize_rest",
+    "rest_tensors",
     "saturating_sites",
     "survey",
+    "takes_wide",
     "target_decisions",
     "unfused_sites",
     "unplaced",

@@ -90,6 +90,11 @@ def float_tensors(model: Model, types: Types) -> list[Variable]:
     ]
 
 
+def rest_tensors(model: Model, types: Types) -> list[Variable]:
+    """Those of `float_tensors` that `quantize_rest` puts a pair on, given their ranges."""
+    return [tensor for tensor in float_tensors(model, types) if not _is_clamped(model, tensor)]
+
+
 def _is_float(types: Types, tensor: Variable | Constant) -> bool:
     known = types.of(tensor)
     return known is not None and known.dtype == np.dtype(np.float32)
@@ -113,10 +118,8 @@ def quantize_rest(model: Model, ranges: Ranges, schemes: Schemes) -> int:
     types = model.types()
     grids: dict[Variable, AffineGrid] = {}
     constants = ActivationConstants(model.graph)
-    tensors = [tensor for tensor in float_tensors(model, types) if tensor.name in ranges]
+    tensors = [tensor for tensor in rest_tensors(model, types) if tensor.name in ranges]
     for tensor in tensors:
-        if _is_clamped(model, tensor):
-            continue
         grid = _grid(tensor, grids, ranges, schemes)
         parameters = constants.of(grid, tensor.name)
         grids[tensor] = grid
@@ -159,7 +162,7 @@ def _grid(
         return grids[maker.inputs[0]]
     low, high = ranges[tensor.name]
     node = maker or next(iter(tensor.outputs), None)
-    kind = schemes.of(node).format
+    kind = schemes.kind(tensor, node)
     return choose_grid(low, high, kind.dtype, symmetric=kind.symmetric)
 
 

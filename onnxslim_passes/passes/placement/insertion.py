@@ -86,7 +86,7 @@ def saturating_sites(found: Survey, ranges: Ranges, schemes: Schemes) -> set[str
             continue
         bias = _bias_values(site, _channels(site, site.weight.shape))
         low, high = ranges.get(str(site.inputs[0].name), (0.0, 0.0))
-        kind = schemes.of(site.node).format
+        kind = schemes.kind(site.inputs[0], site.node)
         data = choose_grid(low, high, kind.dtype, symmetric=kind.symmetric)
         if bias is not None and not _fits(bias, data, site.grid):
             keys.add(site.key)
@@ -131,12 +131,12 @@ def _insert_activations(
     for site in sites:
         for tensor in site.inputs:
             kinds = takers.setdefault(tensor, {})
-            kinds.setdefault(grids.format_of(site), []).append(site.entry)
+            kinds.setdefault(grids.kind(tensor, site), []).append(site.entry)
     swallowed = {}
     for tensor, kinds in takers.items():
         maker = makers.get(tensor)
         if maker is not None:
-            made = grids.format_of(maker)
+            made = grids.kind(tensor, maker)
             parameters = constants.of(grids.of(tensor, made), tensor.name)
             swallowed[quantize_where_made(graph, tensor, parameters).name] = maker
             kinds.pop(made, None)

@@ -73,19 +73,20 @@ class Schemes:
     Attributes:
         default: of all nodes that are not special.
         special: of the others.
+        tensors: formats of single activations, by name, whatever their nodes' are.
     """
 
     default: Scheme
     special: Mapping[Node, Scheme] = field(default_factory=dict)
+    tensors: Mapping[str, Format] = field(default_factory=dict)
 
     def of(self, node: Node | None) -> Scheme:
         """A node's scheme; of None the default."""
         return self.default if node is None else self.special.get(node, self.default)
 
-    @property
-    def wide(self) -> bool:
-        """Whether any node has 16-bit activations."""
-        return any(scheme.format.wide for scheme in (self.default, *self.special.values()))
+    def kind(self, tensor: Variable, node: Node | None) -> Format:
+        """The format in which a node makes or takes an activation."""
+        return self.tensors.get(str(tensor.name), self.of(node).format)
 
 
 class Grids:
@@ -96,19 +97,21 @@ class Grids:
         self._schemes = schemes
         self._known: dict[tuple[Variable, Format], AffineGrid] = {}
         for site in _in_order(sites):
-            kind = self.format_of(site)
-            taken = [self.of(tensor, kind) for tensor in site.inputs]
+            taken = [self.of(tensor, self.kind(tensor, site)) for tensor in site.inputs]
             if not site.integer_output:
                 continue
+            source = site.inputs[0]
             for tensor in site.outputs:
-                if site.rule is not None and site.rule.same_grid:
+                kind = self.kind(tensor, site)
+                moved = site.rule is not None and site.rule.same_grid
+                if moved and kind == self.kind(source, site):
                     self._known[tensor, kind] = taken[0]
                 else:
                     self.of(tensor, kind)
 
-    def format_of(self, site: Site) -> Format:
-        """The format of the activations around a site."""
-        return self._schemes.of(site.node).format
+    def kind(self, tensor: Variable, site: Site) -> Format:
+        """The format of an activation around a site."""
+        return self._schemes.kind(tensor, site.node)
 
     def of(self, tensor: Variable, kind: Format) -> AffineGrid:
         """The grid of a tensor in a format."""
@@ -120,7 +123,7 @@ class Grids:
 
     def data(self, site: Site) -> AffineGrid:
         """The grid of what a site with a weight takes."""
-        return self.of(site.inputs[0], self.format_of(site))
+        return self.of(site.inputs[0], self.kind(site.inputs[0], site))
 
 
 def _in_order(sites: Iterable[Site]) -> list[Site]:

@@ -96,6 +96,7 @@ class Formats:
         reduce_range: int8 weights whose pairs of products fit 16 bits; None: if the runtime here
             needs it, which is asked of it.
         placement: where pairs go.
+        hold_db: SQNR of the outputs that rounding activations should not fall below; 0: any.
     """
 
     activations: Literal["uint8", "int8"]
@@ -106,6 +107,7 @@ class Formats:
     integer_bias: bool = True
     reduce_range: bool | None = False
     placement: Placement
+    hold_db: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +329,7 @@ TARGETS: Mapping[str, Target] = {
                 per_channel=False,
                 per_channel_operators=("Conv", "ConvTranspose"),
                 placement="all",
+                hold_db=20.0,
             ),
             rules=(
                 Rule(
@@ -489,3 +492,9 @@ def needs_narrow_weights(target: Target) -> bool:
     """Whether pairs of products must fit 16 bits; for this CPU, the runtime is asked."""
     narrow = target.formats.reduce_range
     return saturates_pairs() if narrow is None else narrow
+
+
+def takes_wide(target: Target) -> bool:
+    """Whether activations of 16 bits are among those that a target's documentation allows."""
+    rules = [rule for rule in target.rules if rule.kind == "activation-types"]
+    return any({"uint16", "int16"} & set(rule.allowed) for rule in rules)
