@@ -381,7 +381,9 @@ class Model:
             known = by_name.get(tensor.name)
             return known.payload if known is not None else TensorPayload(tensor)
 
+        named = self.graph
         self._read_from(restored, read)
+        _keep_labels(named, self.graph)
 
     def at_least_opset(self, version: int) -> bool:
         """Converts to `version` if the opset is older; returns whether it was."""
@@ -456,7 +458,7 @@ def _function_key(function: Graph) -> tuple[str, str, str]:
 
 
 def _keep_labels(graph: Graph, copied: Graph) -> None:
-    """Lets the nodes of a copy be called what they are called in the file."""
+    """Lets the nodes of a copy or a conversion be called what they are called in the file."""
     pending = [(graph, copied)]
     while pending:
         mine, theirs = pending.pop()
@@ -465,6 +467,7 @@ def _keep_labels(graph: Graph, copied: Graph) -> None:
         for twin in theirs.nodes:
             node = nodes.get(tuple(tensor.name for tensor in twin.outputs))
             if node is None:
+                twin.file_index = -1
                 continue
             twin.file_index = node.file_index
             bodies = zip(node.bodies(), twin.bodies(), strict=True)

@@ -181,6 +181,20 @@ def test_converting_the_opset_keeps_weights_names_and_metadata() -> None:
     assert converted.graph.initializer[0].raw_data == w.tobytes()
 
 
+def test_converting_the_opset_keeps_what_unnamed_nodes_are_called() -> None:
+    """Nodes without a name are called by their place in the file, `Constant` nodes counted."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 13]>
+        g (float[N, 2] x) => (float[N, 2] y) {
+            w = Constant <value = float[2, 2] {1, 2, 3, 4}> ()
+            h = MatMul (x, w)
+            y = Relu (h)
+        }""")
+    model = Model.from_proto(proto)
+    assert [node.where for node in model.nodes()] == ["MatMul#1", "Relu#2"]
+    model.convert_opset(21)
+    assert [node.where for node in model.nodes()] == ["MatMul#1", "Relu#2"]
+
+
 def test_models_with_functions_are_not_converted() -> None:
     opsets = [onnx.helper.make_opsetid("", 13), onnx.helper.make_opsetid("local", 1)]
     body = [onnx.helper.make_node("Relu", ["a"], ["b"])]
