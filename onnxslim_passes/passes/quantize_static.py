@@ -229,10 +229,12 @@ class QuantizeStatic(Selection, Pass):
         calibrated = Calibrated(ranges, spare)
         placed = self._place(work, found, with_wide(schemes, spare), calibrated, context)
         decisions = self._decisions(found, schemes, placed, ranges, context)
-        decisions += spared_decisions(spare, _makers(work))
+        said = spared_decisions(spare, _makers(work))
+        decisions += [told for told in said if placed.chosen or not told.taken]
         if placed.chosen:
-            if converted:
-                model.convert_opset(work.opset)
+            needed = self._opset(may_be_wide=bool(spare.wide))
+            if converted and model.opset < needed:
+                model.convert_opset(needed)
             self._insert(model, placed.chosen, calibrated, context)
         return PassResult(changed=bool(placed.chosen), decisions=(*found.refusals, *decisions))
 
@@ -271,11 +273,7 @@ class QuantizeStatic(Selection, Pass):
 
     def _at_opset(self, model: Model, *, may_be_wide: bool) -> tuple[Model, bool]:
         """The model, or a copy with an opset in which the pairs can be written."""
-        per_channel = self.per_channel or any(other.per_channel for other in self.overrides)
-        needed = _PER_CHANNEL_OPSET if per_channel else _PER_TENSOR_OPSET
-        named = [other.activations for other in self.overrides]
-        if may_be_wide or any(_is_wide(kind) for kind in (self.activations, *named)):
-            needed = _WIDE_OPSET
+        needed = self._opset(may_be_wide=may_be_wide)
         if model.opset >= needed:
             return model, False
         work = model.copy()
@@ -286,6 +284,14 @@ class QuantizeStatic(Selection, Pass):
             hint = " 8-bit activations need opset 13 only." if needed == _WIDE_OPSET else hint
             raise UnsupportedModelError(f"quantize-static: {error}{hint}") from error
         return work, True
+
+    def _opset(self, *, may_be_wide: bool) -> int:
+        """The oldest opset in which the pairs can be written."""
+        named = [other.activations for other in self.overrides]
+        if may_be_wide or any(_is_wide(kind) for kind in (self.activations, *named)):
+            return _WIDE_OPSET
+        per_channel = self.per_channel or any(other.per_channel for other in self.overrides)
+        return _PER_CHANNEL_OPSET if per_channel else _PER_TENSOR_OPSET
 
     def _schemes(self, model: Model, found: Survey, context: Context) -> Schemes:
         """The formats of every node of a model without pairs."""
