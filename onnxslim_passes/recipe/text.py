@@ -14,6 +14,7 @@ from onnxslim_passes.passes.base import Pass
 from onnxslim_passes.passes.overrides import NodeOverride
 from onnxslim_passes.recipe.options import Option, from_bare, is_list, leaves, options_of, scalar
 from onnxslim_passes.recipe.overrides import format_override, override_kind, read_overrides
+from onnxslim_passes.report.wording import override_text
 
 _BARE = re.compile(r"[\w./*?:+-]+")
 _KEY = re.compile(r"\s*([A-Za-z_][\w-]*)\s*=\s*")
@@ -182,6 +183,8 @@ def format_option(value: Any) -> str:
     if isinstance(value, NodeOverride):
         text = format_override(value)
         return text if _BARE.fullmatch(text.replace("=", "")) else json.dumps(text)
+    if isinstance(value, Mapping):  # of a manifest
+        return override_text(value)
     if isinstance(value, tuple | list):
         return f"[{','.join(format_option(item) for item in value)}]"
     if isinstance(value, frozenset | set):

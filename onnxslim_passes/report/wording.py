@@ -5,7 +5,8 @@ Terminal and HTML say the same, because both take it from here.
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from onnxslim_passes.report.records import Decision, PassRecord, Report
 
@@ -146,8 +147,25 @@ def metric_text(report: Report) -> str:
 
 def pass_text(record: PassRecord) -> str:
     """A pass with the options that differ from their defaults."""
-    options = ", ".join(f"{key}={value}" for key, value in record.options.items())
+    options = ", ".join(f"{key}={_option(value)}" for key, value in record.options.items())
     return f"{record.name} ({options})" if options else record.name
+
+
+def _option(value: Any) -> str:
+    """An option's value; overrides for some nodes as the command line takes them."""
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return f"[{', '.join(override_text(item) for item in value)}]"
+    return str(value)
+
+
+def override_text(table: Mapping[str, Any]) -> str:
+    """Other options for some nodes, as ``pattern=key:value+key:value``."""
+    given = {key: value for key, value in table.items() if key != "nodes"}
+    words = [
+        f"{key}:{str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in given.items()
+    ]
+    return f"{table['nodes']}={'+'.join(words)}"
 
 
 def reason_rows(decisions: Iterable[Decision], shown: int = SHOWN_REASONS) -> list[tuple[int, str]]:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from onnxslim_passes.report import wording
-from onnxslim_passes.report.records import Decision
+from onnxslim_passes.report.records import Decision, PassRecord
 from tests.report.reports import report
 
 
@@ -101,3 +101,18 @@ def test_reasons_that_differ_in_numbers_only_count_as_one():
         Decision(where=f"w{n}", taken=False, reason=f"{n} values, 0.{n}% zeros") for n in range(3)
     ]
     assert wording.reason_rows(decisions) == [(3, "such as w0: 0 values, 0.0% zeros")]
+
+
+def test_overrides_are_written_as_the_command_line_takes_them():
+    table = {"nodes": "head*", "activations": "uint16", "per_channel": False}
+    record = PassRecord(
+        name="quantize-static",
+        options={"placement": "all", "overrides": [table]},
+        changed=True,
+        seconds=0.0,
+        before_bytes=2,
+        after_bytes=1,
+        decisions=(),
+    )
+    text = "quantize-static (placement=all, overrides=[head*=activations:uint16+per_channel:false])"
+    assert wording.pass_text(record) == text
