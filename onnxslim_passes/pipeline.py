@@ -36,11 +36,12 @@ from onnxslim_passes.evaluation import (
 )
 from onnxslim_passes.model import Model, check_model
 from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, Stage
+from onnxslim_passes.passes.placement import find_target
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.report.manifest import Manifest, write_manifest
 from onnxslim_passes.report.provenance import source_sha256, versions
 from onnxslim_passes.report.records import Decision, PassRecord, Report
-from onnxslim_passes.runtime import Session, open_session
+from onnxslim_passes.runtime import Optimization, Session, open_session
 from onnxslim_passes.storage.unpacking import unpack_weights
 
 # A pass that claims to be lossless reorders float sums at most; 60 dB is three digits, far above
@@ -140,7 +141,7 @@ class Pipeline:
             samples.check(reference.inputs)
         if training is not None:
             training.check(reference.inputs)
-        judge = _Judge(reference, samples, seed, progress)
+        judge = _Judge(reference, samples, seed, progress, _optimization(target))
         context = Context(
             samples=samples,
             training=training,
@@ -314,13 +315,28 @@ def _fix_overridable(work: Model) -> tuple[Decision, ...]:
     )
 
 
+def _optimization(target: str) -> Optimization:
+    """How far the runtime here may fuse a result whose outputs are compared.
+
+    For a target that is not run here, Q/DQ pairs are computed as they stand: this CPU's integer
+    kernels may saturate where the target's do not.
+    """
+    return "all" if find_target(target).runs_here else "basic"
+
+
 class _Judge:
     """Runs the original and what became of it on the same feeds."""
 
     def __init__(
-        self, reference: Session, samples: Samples | None, seed: int, progress: Progress
+        self,
+        reference: Session,
+        samples: Samples | None,
+        seed: int,
+        progress: Progress,
+        optimize: Optimization,
     ) -> None:
         self._reference, self._progress = reference, progress
+        self._optimize = optimize
         self.warnings: tuple[str, ...] = ()
         if samples is None:
             samples = self._random(reference, seed)
@@ -353,7 +369,7 @@ class _Judge:
             VerificationError: refused by the checker or ONNX Runtime, or not a number.
         """
         _check(model, label)
-        with _opened(model, label) as candidate:
+        with _opened(model, label, self._optimize) as candidate:
             fidelity = self._compared(self._reference, candidate, label)
         if fidelity is not None and fidelity.sqnr_db == -math.inf:
             worst = next(o for o in fidelity.outputs if o.sqnr_db == -math.inf)
@@ -365,11 +381,11 @@ class _Judge:
 
     def hold_lossless(self, before: Model | None, model: Model, label: str) -> None:
         """Raises VerificationError if passes that promise equal outputs do not give them."""
-        with _opened(model, label) as candidate:
+        with _opened(model, label, self._optimize) as candidate:
             if before is None:
                 fidelity = self._compared(self._reference, candidate, label)
             else:
-                with _opened(before, label) as reference:
+                with _opened(before, label, self._optimize) as reference:
                     fidelity = self._compared(reference, candidate, label)
         for output in fidelity.outputs if fidelity is not None else ():
             if _is_faulty(output):
@@ -427,9 +443,9 @@ def _check(model: Model, label: str) -> None:
         raise VerificationError(f"After {label}: {error}") from error
 
 
-def _opened(model: Model, label: str) -> Session:
+def _opened(model: Model, label: str, optimize: Optimization) -> Session:
     try:
-        return open_session(model)
+        return open_session(model, optimize=optimize)
     except RuntimeRefusedError as error:
         raise VerificationError(f"After {label}: {error}") from error
 
