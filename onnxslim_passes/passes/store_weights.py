@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from onnxslim_passes.errors import RuntimeRefusedError
-from onnxslim_passes.model import Constant, Graph, Model, Use, Weight
+from onnxslim_passes.model import Constant, Graph, Model, Use, Weight, shorten
 from onnxslim_passes.model.payload import TensorPayload
 from onnxslim_passes.passes.base import (
     Context,
@@ -32,7 +32,8 @@ from onnxslim_passes.storage import ENCODINGS
 from onnxslim_passes.storage.base import Plan, Site, framed_bytes
 from onnxslim_passes.storage.choice import Candidate, Offer, choose, common_bytes
 from onnxslim_passes.storage.contents import Contents
-from onnxslim_passes.storage.folding import settle
+from onnxslim_passes.storage.folding import folded, settle
+from onnxslim_passes.storage.pools import pool_offers
 from onnxslim_passes.storage.recognition import decoder_constants
 from onnxslim_passes.storage.writer import Replacement, Writer, may_have_functions, short_names
 
@@ -51,6 +52,7 @@ EncodingName = Literal[
     "bitmask",
     "rice",
     "grid",
+    "pool",
 ]
 
 # Tensors and operators that every runtime has had for years.
@@ -63,7 +65,7 @@ Level = Literal["portable", "compact", "smallest"]
 _LEVELS: dict[Level, tuple[EncodingName, ...]] = {
     "portable": _PORTABLE,
     "compact": _COMPACT,
-    "smallest": (*_COMPACT, "codebook-huffman"),
+    "smallest": (*_COMPACT, "codebook-huffman", "pool"),
 }
 
 _TYPES = frozenset(
@@ -186,14 +188,18 @@ class StoreWeights(Selection, Pass):
             writer = Writer(model, graph, names)
             found = self._candidates(graph, survey)
             _choose_offers(found)
+            if "pool" in self.allowed and found:
+                _choose_pool(found, survey.site(graph))
             for item in found:
                 if item.replaced:
                     root = item.chosen.plan.root
                     replacements[Replacement(item.constant, root, writer)] = item
             items.extend(found)
         self._prove(model, replacements)
-        decisions = (*survey.decisions, *map(_decision, items), *_shared_parts(items))
-        return PassResult(any(item.replaced for item in items), decisions)
+        decisions = [*survey.decisions, *map(_decision, items), *_shared_parts(items)]
+        if self.level == "smallest":
+            decisions.append(_shorten(model))
+        return PassResult(any(decision.taken for decision in decisions), tuple(decisions))
 
     def _candidates(self, graph: Graph, survey: "_Survey") -> list[_Item]:
         """The constants of one graph that could be smaller; the survey says why others cannot.
@@ -282,6 +288,37 @@ def _choose_offers(items: list[_Item]) -> None:
         item.chosen = offer
 
 
+def _shorten(model: Model) -> Decision:
+    """Shortens names and drops notes, if ONNX Runtime makes the same of the model without."""
+    trial = model.copy()
+    shortened = shorten(trial)
+    try:
+        same = shortened.changed and folded(trial).same_as(folded(model))
+    except RuntimeRefusedError:
+        same = False
+    before = model.nbytes()
+    if same:
+        shorten(model)
+        reason = "names of inner tensors shortened; notes and declarations nobody needs removed"
+    elif shortened.changed:
+        reason = "names and declarations stay: without, ONNX Runtime would run another graph"
+    else:
+        reason = "names are short, and there are no notes"
+    figures = {
+        "names": shortened.names,
+        "notes": shortened.notes,
+        "before_bytes": before,
+        "after_bytes": model.nbytes(),
+    }
+    return Decision(where="the whole file", taken=same, reason=reason, figures=figures)
+
+
+def _choose_pool(items: list[_Item], site: Site) -> None:
+    pooled = pool_offers([(item.contents, item.chosen) for item in items], ENCODINGS, site)
+    for at, offer in pooled.items():
+        items[at].chosen = offer
+
+
 def _as_weight(constant: Constant) -> Weight:
     """Any constant, integers included, with the nodes that take it directly."""
     uses = (
@@ -315,11 +352,13 @@ def _decision(item: _Item) -> Decision:
 def _describe(plan: Plan) -> str:
     figures = plan.figures
     parts = []
-    if "clusters" in figures:
-        parts.append(f"{figures['clusters']} values per {figures['per']}")
-        parts.append(f"{figures['bits']}-bit codes")
     if "density" in figures:
         parts.append(f"{figures['density']:.1%} stored")
+    if "pool" in figures:
+        parts.append(f"with {figures['weights']} weights in one stream, {figures['pool']}")
+    elif "clusters" in figures:
+        parts.append(f"{figures['clusters']} values per {figures['per']}")
+        parts.append(f"{figures['bits']}-bit codes")
     if "values" in figures:
         parts.append(f"values {figures['values']}")
     if "type" in figures:

@@ -16,8 +16,6 @@ call is the steps themselves.
 """
 
 import abc
-import itertools
-import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -35,6 +33,8 @@ from onnx import (
     helper,
     numpy_helper,
 )
+
+from onnxslim_passes.model import short_names
 
 if TYPE_CHECKING:
     from onnxslim_passes.storage.contents import Contents
@@ -198,15 +198,6 @@ Expression: TypeAlias = Payload | Literal | Step | Argument | Function
 
 # Of the functions in files. Each call takes its bytes.
 FUNCTION_DOMAIN = "w"
-
-
-def short_names() -> Iterator[str]:
-    """a, b, ... Z, aa, ab, ...: every name costs its length in the file at each of its uses."""
-    rest = string.ascii_letters + string.digits
-    for length in itertools.count():
-        for first in string.ascii_letters:
-            for tail in itertools.product(rest, repeat=length):
-                yield first + "".join(tail)
 
 
 def step(op: str, *inputs: Expression, **attrs: int | tuple[int, ...]) -> Step:

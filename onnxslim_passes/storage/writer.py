@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from onnxslim_passes.model import Constant, Graph, Model, Node, Variable
+from onnxslim_passes.model import Constant, Graph, Model, Node, Variable, short_names
 from onnxslim_passes.storage.base import (
     FUNCTION_DOMAIN,
     Argument,
@@ -11,7 +11,6 @@ from onnxslim_passes.storage.base import (
     Literal,
     Payload,
     Step,
-    short_names,
 )
 
 __all__ = ["Replacement", "Writer", "short_names"]

@@ -17,6 +17,8 @@ from onnxslim_passes.model import Model, load
 from onnxslim_passes.passes.base import Context, PassResult
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.runtime import open_session, optimized_graph
+from tests.battery import check_on_model
+from tests.zoo_small import SMALL
 
 Array = npt.NDArray[Any]
 RNG = np.random.default_rng(7)
@@ -120,16 +122,61 @@ def test_smallest_files_have_huffman_codes_and_one_function() -> None:
     compact, smallest = mlp(first, second), mlp(first, second)
     store(compact)
     result = store(smallest, level="smallest")
-    assert set(encodings(result).values()) == {"rice"}
-    assert all(
-        d.figures["values"] == "codebook-huffman" for d in result.decisions if "values" in d.figures
-    )
+    assert set(encodings(result).values()) == {"pool"}
+    assert {d.figures["pool"] for d in result.decisions if "pool" in d.figures} == {"rice"}
     assert [function.name for function in smallest.functions] == ["m"]
     assert smallest.to_proto().ByteSize() < 0.96 * compact.to_proto().ByteSize()
     assert_same_at_run_time(mlp(first, second), smallest)
     onnx.checker.check_model(smallest.to_proto())
     again = load(smallest.to_proto())
     assert not store(again, level="smallest").changed
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_battery_holds_for_the_smallest_level(name: str) -> None:
+    check_on_model(StoreWeights(level="smallest", min_elements=2), SMALL[name]())
+
+
+def test_small_weights_share_one_stream() -> None:
+    shapes = [(40, 60), (60, 50), (50, 30), (30, 10)]
+    values = [few(shape, 12, density=0.15) for shape in shapes]
+    text = "; ".join(f"h{i + 1} = MatMul(h{i}, w{i})" for i in range(4)).replace("h0", "x")
+    text = text.replace(";", "").replace("h4", "y")
+    model = build(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 40] x) => (float[N, 10] y) {{ {text} }}""",
+        **{f"w{i}": w for i, w in enumerate(values)},
+    )
+    dense, apart = model.copy(), model.copy()
+    options = [name for name in StoreWeights(level="smallest").allowed if name != "pool"]
+    store(apart, encodings=options)
+    result = store(model, level="smallest")
+    pooled = [d for d in result.decisions if d.figures.get("encoding") == "pool"]
+    assert [d.where for d in pooled] == ["w0", "w1", "w2", "w3"]
+    assert model.to_proto().ByteSize() < 0.8 * apart.to_proto().ByteSize()
+    assert_same_at_run_time(dense, model)
+    taken = [d.figures for d in result.decisions if d.taken and "names" not in d.figures]
+    saved = sum(int(d.get("before_bytes", 0)) - int(d["after_bytes"]) for d in taken)
+    names = result.decisions[-1].figures
+    saved += int(names["before_bytes"]) - int(names["after_bytes"])
+    # Prices assume two letters for each name, at its place and at each use.
+    assert saved == pytest.approx(dense.nbytes() - model.nbytes(), abs=400)
+
+
+def test_smallest_files_keep_interfaces_and_lose_notes() -> None:
+    model = mlp(few((96, 64), 14), few((64, 32), 5)).to_proto()
+    model.graph.node[0].name = "/encoder/layer.0/attention/self/query/MatMul"
+    model.graph.node[0].doc_string = "a stack trace"
+    model.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 64]))
+    stored = Model.from_proto(model)
+    decision = store(stored, level="smallest").decisions[-1]
+    assert decision.where == "the whole file"
+    assert decision.figures["notes"] == 2
+    after = stored.to_proto()
+    assert (after.graph.input, after.graph.output) == (model.graph.input, model.graph.output)
+    assert not any(node.name or node.doc_string for node in after.graph.node)
+    assert not [info for info in after.graph.value_info if info.name == "h"]
+    assert_same_at_run_time(Model.from_proto(model), stored)
 
 
 def check_encoding(opset: int, weight: Array, encoding: str, **options: Any) -> None:
