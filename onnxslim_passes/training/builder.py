@@ -61,6 +61,8 @@ class Builder:
         self._made = 0
         self._shared: dict[tuple[str, tuple[int, ...], bytes], Constant] = {}
         self._stopped: set[Tensor] = set()
+        # What was made here and nobody outside knows by name.
+        self._unnamed: set[Variable] = set()
 
     def learn(self) -> None:
         """Infers everything again, after edits by other hands."""
@@ -112,6 +114,7 @@ class Builder:
         }
         node = self.graph.add_node(op, given, outputs=hints, name=hint, attrs=plain)
         self._shapes.learn(node)
+        self._unnamed.update(node.outputs)
         return tuple(node.outputs)
 
     def graft(
@@ -197,14 +200,16 @@ class Builder:
         """
         if name in self.graph.names:
             raise UsageError(f"The model has a tensor {name!r} already; choose another name.")
-        made = Variable(self.graph.fresh_name(name))
-        made.info = helper.make_tensor_value_info(
+        if not isinstance(tensor, Variable) or tensor not in self._unnamed:
+            tensor = self.op("Identity", tensor)
+        # A tensor of our own can take the name itself, which saves a copy at every run.
+        self._unnamed.remove(tensor)
+        tensor.name = self.graph.fresh_name(name)
+        tensor.info = helper.make_tensor_value_info(
             name, self.elem_type(tensor), list(self.shape(tensor))
         )
-        node = self.graph.add_node("Identity", [tensor], outputs=[made])
-        self._shapes.learn(node)
-        self.graph.outputs.append(made)
-        return made
+        self.graph.outputs.append(tensor)
+        return tensor
 
     def promote(self, constant: Constant) -> Variable:
         """Turns an initializer into a graph input of the same name and returns that input."""

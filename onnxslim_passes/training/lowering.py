@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import onnx
 
 from onnxslim_passes.errors import unknown_name
 from onnxslim_passes.model import Constant, Model, Variable
@@ -66,6 +67,7 @@ def lower(
     model: Model,
     *,
     fixed_inputs: Mapping[str, Array] | None = None,
+    sizes: Mapping[str, int] | None = None,
     batch_norm: BatchNorm = "frozen",
 ) -> Lowered:
     """Makes the training copy of a model.
@@ -74,17 +76,20 @@ def lower(
         model: any model; stays as it is.
         fixed_inputs: values of inputs that are the same in all of training, e.g. a sampling rate
             that an If asks for; they are inputs no more.
+        sizes: of free dimensions that are the same in all of training, by the symbol of the
+            dimension or as "INPUT/AXIS".
         batch_norm: "frozen" keeps the running statistics; "batch" normalizes with those of the
             batch and updates the running ones (`Lowered.state`).
 
     Raises:
-        UnknownNameError: a fixed input that the model does not have.
+        UnknownNameError: a fixed input or size that the model does not have.
         UnsupportedModelError: its opset or functions cannot be converted.
     """
     copy = inline_functions(model) if model.functions else model.copy()
     copy.fix_overridable_weights()
     copy.at_least_opset(MINIMUM_OPSET)
     decisions = list(_fix_inputs(copy, fixed_inputs or {}))
+    decisions += _fix_sizes(copy, sizes or {})
     decisions += choose_branches(copy)
     decisions += unknown_branches(copy)
     copy.remove_unused()
@@ -108,6 +113,32 @@ def _fix_inputs(model: Model, values: Mapping[str, Array]) -> list[Decision]:
         model.replace_uses(tensor, graph.add_constant(name, array))
         decisions.append(Decision(where=name, taken=True, reason="input fixed to one value"))
     return decisions
+
+
+def _fix_sizes(model: Model, sizes: Mapping[str, int]) -> list[Decision]:
+    dims: dict[str, list[tuple[Variable, int]]] = {}
+    for tensor in model.graph.inputs:
+        for axis, size in enumerate(tensor.shape or ()):
+            if not isinstance(size, int) or size < 0:
+                dims.setdefault(size if isinstance(size, str) else "", []).append((tensor, axis))
+                dims[f"{tensor.name}/{axis}"] = [(tensor, axis)]
+    dims.pop("", None)
+    decisions = []
+    for name, size in sizes.items():
+        if name not in dims:
+            raise unknown_name("free dimension", name, dims)
+        for tensor, axis in dims[name]:
+            _set_size(tensor, axis, size)
+        decisions.append(Decision(where=name, taken=True, reason=f"dimension fixed to {size}"))
+    return decisions
+
+
+def _set_size(tensor: Variable, axis: int, size: int) -> None:
+    info = onnx.ValueInfoProto()
+    info.CopyFrom(tensor.info)
+    info.type.tensor_type.shape.dim[axis].dim_value = size
+    tensor.info = info
+    tensor.shape = [size if place == axis else one for place, one in enumerate(tensor.shape or ())]
 
 
 def _use_batch_statistics(model: Model, state: list[StateTensor]) -> list[Decision]:

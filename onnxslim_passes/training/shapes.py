@@ -25,8 +25,8 @@ Tensor = Variable | Constant
 Shape = tuple[int | str, ...]
 
 # Two sizes of the first free dimension, of the second, ...: far from each other and from any size
-# that halving them would meet.
-_PRIMES = (
+# that halving them would meet. The small ones are for tables of limited length (positions).
+_LARGE = (
     (7919, 4787),
     (7907, 4721),
     (7901, 4673),
@@ -36,20 +36,19 @@ _PRIMES = (
     (7867, 4561),
     (7853, 4517),
 )
-# Tables of positions have a few hundred rows, beyond which no sequence may go.
-_SMALL_PRIMES = (
-    (127, 113),
-    (109, 107),
-    (103, 101),
-    (97, 89),
-    (83, 79),
-    (73, 71),
-    (67, 61),
-    (59, 53),
-)
+_SMALL = ((61, 37), (59, 31), (53, 29), (47, 23))
+_TINY = ((13, 11), (12, 9), (10, 7))
 # Networks that divide a size and come back to it need a multiple: of the strides of five levels,
 # of windows of 3, 5 or 7.
-_ATTEMPTS = ((_PRIMES, 1), (_SMALL_PRIMES, 1), (_PRIMES, 64), (_PRIMES, 6720))
+_SIZES = (
+    _LARGE,
+    _SMALL,
+    _TINY,
+    tuple((64 * one, 64 * other) for one, other in _SMALL),
+    tuple((6720 * one, 6720 * other) for one, other in _SMALL),
+)
+# Of these the standard says the shape of the output, but its inference does not tell.
+_SAME_SHAPE = frozenset(("Binarizer", "Normalizer", "Scaler"))
 # Values of more elements than this are not followed: shapes are made of few.
 _FEW = 256
 
@@ -132,11 +131,9 @@ class Shapes:
         for pair, name in self._symbols.items():
             if name == symbol:
                 return pair
-        count = len(self._symbols)
-        factor = 1 + count // len(_PRIMES)
-        one, other = _PRIMES[count % len(_PRIMES)]
         # Doubled, so that a new symbol is no size of the model's own inputs.
-        pair = (2 * factor * one, 2 * factor * other)
+        one, other = _pair(_LARGE, len(self._symbols))
+        pair = (2 * one, 2 * other)
         self._symbols[pair] = symbol
         return pair
 
@@ -190,6 +187,14 @@ class _World:
         for tensor in node.outputs:
             if tensor.name in found:
                 self.types[tensor] = found[tensor.name]
+        if node.op in _SAME_SHAPE and node.domain == "ai.onnx.ml":
+            self._keep_shape(node)
+
+    def _keep_shape(self, node: Node) -> None:
+        sizes = self.sizes(node.inputs[0])
+        if sizes is not None:
+            elem_type = onnx.TensorProto.FLOAT
+            self.types[node.outputs[0]] = helper.make_tensor_type_proto(elem_type, sizes)
 
     def believe(self, node: Node, symbols: Mapping[str, int]) -> None:
         """Takes the declared types of outputs that could not be inferred."""
@@ -311,7 +316,7 @@ def _assignments(model: Model) -> Iterator[dict[tuple[str, int], tuple[int, int]
     tried as one batch on the first axis, and then as equal wherever they stand on the same axis.
     """
     for share in ("nothing", "first axis", "every axis"):
-        for primes, factor in _ATTEMPTS:
+        for sizes in _SIZES:
             numbers: dict[str, tuple[int, int]] = {}
             result = {}
             for tensor in model.graph.inputs:
@@ -319,8 +324,8 @@ def _assignments(model: Model) -> Iterator[dict[tuple[str, int], tuple[int, int]
                     if isinstance(size, int) and size >= 0:
                         continue
                     label = _label(tensor.name, axis, size, share)
-                    one, other = numbers.setdefault(label, _prime_pair(primes, len(numbers)))
-                    result[tensor.name, axis] = (one * factor, other * factor)
+                    pair = _pair(sizes, len(numbers))
+                    result[tensor.name, axis] = numbers.setdefault(label, pair)
             yield result
 
 
@@ -332,9 +337,10 @@ def _label(name: str, axis: int, size: int | str | None, share: str) -> str:
     return f"{name}/{axis}"
 
 
-def _prime_pair(primes: Sequence[tuple[int, int]], number: int) -> tuple[int, int]:
-    one, other = primes[number % len(primes)]
-    factor = 1 + number // len(primes)
+def _pair(sizes: Sequence[tuple[int, int]], number: int) -> tuple[int, int]:
+    """The sizes of one free dimension; multiples when there are more of them than pairs."""
+    one, other = sizes[number % len(sizes)]
+    factor = 1 + number // len(sizes)
     return one * factor, other * factor
 
 

@@ -122,6 +122,42 @@ def test_a_broadcast_that_depends_on_a_free_size_is_refused() -> None:
         emit.sum_to(tensor(emit, "x"), tensor(emit, "w"))
 
 
+@pytest.mark.parametrize("length", [20, 100])
+def test_tables_of_limited_length_are_met(length: int) -> None:
+    emit = emitter_of(
+        f"""g (int64[N, T] x) => (float[N, T, 2] y)
+        <float[1, {length}, 2] table = {{{", ".join(["0"] * 2 * length)}}}> {{
+            start = Constant<value_ints = [0]>()
+            axis = Constant<value_ints = [1]>()
+            length = Shape<start = 1>(x)
+            rows = Slice(table, start, length, axis)
+            whole = Cast<to = 1>(x)
+            two = Constant<value_ints = [2]>()
+            last = Unsqueeze(whole, two)
+            y = Add(rows, last)
+        }}"""
+    )
+    assert emit.shape(tensor(emit, "rows")) == (1, "T", 2)
+    assert emit.shape(tensor(emit, "y")) == ("N", "T", 2)
+
+
+def test_single_elements_have_the_axes_of_what_ends_in_size_one() -> None:
+    emit = emitter_of("g (float[4, 3, 1, 1] x, float s) => (float[4, 3, 1, 1] y) { y = Relu(x) }")
+    x, s = tensor(emit, "x"), tensor(emit, "s")
+    for made in (emit.mul(x, s), emit.scale(x, 0.5), emit.sub(s, x)):
+        assert {emit.rank(given) for given in made.inputs[0].inputs} == {4}
+        assert emit.shape(made) == (4, 3, 1, 1)
+
+
+def test_outputs_of_our_own_need_no_copy() -> None:
+    emit = emitter_of("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    twice = emit.add(tensor(emit, "x"), tensor(emit, "x"))
+    assert emit.output(twice, "twice") is twice
+    again = emit.output(twice, "again")
+    assert again is not twice
+    assert [t.name for t in emit.graph.outputs] == ["y", "twice", "again"]
+
+
 def test_promoted_weights_keep_name_and_place() -> None:
     emit = emitter_of("g (float[2] x) => (float[2] y) <float[2] w = {1.0, 2.0}> { y = Mul(x, w) }")
     made = emit.promote(emit.graph.initializers[0])

@@ -105,3 +105,15 @@ def test_frozen_statistics_are_the_default() -> None:
     lowered = lower(Model.from_proto(batch_normalized()))
     assert not lowered.state
     assert lowered.model.graph.nodes[0].attr("training_mode", 0) == 0
+
+
+def test_free_dimensions_are_fixed_by_symbol_or_place() -> None:
+    proto = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        g (float[N, T] x, float[?, T] z) => (float[N, T] y) { y = Relu(x) }"""
+    )
+    lowered = lower(Model.from_proto(proto), sizes={"T": 7, "z/0": 3})
+    assert [tensor.shape for tensor in lowered.model.graph.inputs] == [["N", 7], [3, 7]]
+    onnx.checker.check_model(lowered.model.to_proto())
+    with pytest.raises(UnknownNameError, match="Unknown free dimension 'M'"):
+        lower(Model.from_proto(proto), sizes={"M": 7})

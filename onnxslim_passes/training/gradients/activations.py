@@ -14,6 +14,9 @@ from onnxslim_passes.training.gradients.step import Rule, Step
 
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 
+# The largest float32 below 1/2.
+_BELOW_HALF = 0.49999997
+
 
 def _above(step: Step, tensor: Tensor, limit: float) -> Tensor:
     """1 where the tensor is above the limit, else 0."""
@@ -78,11 +81,15 @@ def hard_sigmoid(step: Step) -> Tensor:
 
 
 def hard_swish(step: Step) -> Tensor:
-    """For y = x h(x) with h = clip(x / 6 + 1/2, 0, 1): h + x / 6 where 0 < h < 1."""
-    emit, x = step.emit, step.x
-    gate = emit.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
-    slope = emit.mul(emit.scale(x, 1 / 6), _between(step, gate, 0, 1))
-    return emit.add(gate, slope)
+    """For y = x h, h = clip(x / 6 + 1/2, 0, 1): h, plus x / 6 = h - 1/2 where it is not clipped.
+
+    With k = h - 1/2, Shrink leaves of k what was clipped, |k| = 1/2.
+    """
+    emit = step.emit
+    gate = emit.op("HardSigmoid", step.x, alpha=1 / 6, beta=0.5)
+    middle = emit.shift(gate, -0.5)
+    clipped = emit.op("Shrink", middle, lambd=_BELOW_HALF)
+    return emit.sub(emit.add(gate, middle), clipped)
 
 
 def softplus(step: Step) -> Tensor:

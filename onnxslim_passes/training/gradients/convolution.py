@@ -9,10 +9,14 @@ of the Conv with dY as the input and X as the gradient of the output.
 """
 
 import itertools
+import math
 
 from onnxslim_passes.training.emitter import Emitter, Tensor
 from onnxslim_passes.training.gradients.geometry import Geometry, geometry_of, scatter_windows
 from onnxslim_passes.training.gradients.step import Rule, Step
+
+# Enough of both for a product with each element of the kernel to be efficient.
+_MANY_WINDOWS, _MANY_CHANNELS = 64, 32
 
 
 def conv(step: Step) -> list[Tensor | None]:
@@ -66,8 +70,12 @@ def weight_gradient(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> 
         (O, C / group, kernel...).
     """
     spatial = (*emit.shape(x)[1:], *emit.shape(dy)[1:])
-    if any(not isinstance(size, int) for size in spatial):
+    depthwise = windows.group == emit.size(x, 1) > 1
+    strided = any(stride > 1 for stride in windows.strides)
+    if any(not isinstance(size, int) for size in spatial) or (depthwise and strided):
         return _by_convolution(emit, x, dy, windows)
+    if depthwise and windows.group == emit.size(dy, 1):
+        return _by_elements(emit, x, dy, windows)
     return _by_windows(emit, x, dy, windows)
 
 
@@ -113,25 +121,48 @@ def _sizes(emit: Emitter, lead: list[int], like: Tensor, windows: Geometry) -> T
 
 
 def _by_windows(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> Tensor:
-    """As one matrix product of the gradients with all windows, laid out side by side."""
+    """As matrix products of the gradients with all windows, laid out side by side."""
     group = windows.group
-    channels, outputs = emit.size(x, 1), emit.size(dy, 1)
-    each = channels // group
-    columns = [emit.reshape(tap, [group, each, -1]) for tap in _taps(emit, x, dy, windows)]
-    spread = columns[0] if len(columns) == 1 else emit.op("Concat", *columns, axis=1)
+    outputs = emit.size(dy, 1)
+    each = emit.size(x, 1) // group
     turned = emit.transpose(dy, [1, 0, *windows.axes])
-    if group == 1:
-        rows = emit.reshape(turned, [outputs, -1])
-        flat = emit.reshape(spread, [windows.taps * each, -1])
-        product: Tensor = emit.op("Gemm", rows, flat, transB=1)
-    else:
+    taps = _taps(emit, x, dy, windows)
+    if group > 1:
         rows = emit.reshape(turned, [group, outputs // group, -1])
-        product = emit.op("MatMul", rows, emit.swap_last(spread))
-    split = emit.reshape(product, [outputs, *windows.kernel, each])
+        columns = [emit.reshape(tap, [group, each, -1]) for tap in taps]
+        spread = columns[0] if len(columns) == 1 else emit.op("Concat", *columns, axis=1)
+        return _kernels(emit, emit.op("MatMul", rows, emit.swap_last(spread)), outputs, windows)
+    rows = emit.reshape(turned, [outputs, -1])
+    columns = [emit.reshape(tap, [each, -1]) for tap in taps]
+    places = math.prod(emit.size(dy, axis) for axis in windows.axes)
+    if places < _MANY_WINDOWS or each < _MANY_CHANNELS:
+        spread = columns[0] if len(columns) == 1 else emit.op("Concat", *columns, axis=0)
+        return _kernels(emit, emit.op("Gemm", rows, spread, transB=1), outputs, windows)
+    # To lay them out would take as long as a product with each.
+    products = [emit.op("Gemm", rows, column, transB=1) for column in columns]
+    if len(products) > 1:
+        products = [emit.op("Concat", *(emit.unsqueeze(p, [2]) for p in products), axis=2)]
+    return emit.reshape(products[0], [outputs, each, *windows.kernel])
+
+
+def _by_elements(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> Tensor:
+    """One channel a group: for each element of the kernel, what it meets times the gradient."""
+    places = [0, *windows.axes]
+    if windows.padded:
+        x = emit.op("Pad", x, emit.ints(0, 0, *windows.begins, 0, 0, *windows.ends))
+    sums = [
+        emit.unsqueeze(emit.reduce_sum(emit.mul(tap, dy), places), [1])
+        for tap in _cut_taps(emit, x, dy, windows)
+    ]
+    joined = sums[0] if len(sums) == 1 else emit.op("Concat", *sums, axis=1)
+    return emit.reshape(joined, [windows.group, 1, *windows.kernel])
+
+
+def _kernels(emit: Emitter, product: Tensor, outputs: int, windows: Geometry) -> Tensor:
+    """Products in the order (O, kernel..., C / group) as weights."""
     last = windows.rank + 1
-    return emit.reshape(
-        emit.transpose(split, [0, last, *range(1, last)]), [outputs, each, *windows.kernel]
-    )
+    split = emit.reshape(product, [outputs, *windows.kernel, -1])
+    return emit.transpose(split, [0, last, *range(1, last)])
 
 
 def _taps(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> list[Tensor]:
@@ -140,8 +171,11 @@ def _taps(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> list[Tenso
     if windows.padded:
         pads = [0, 0, *windows.begins, 0, 0, *windows.ends]
         turned = emit.op("Pad", turned, emit.ints(*pads))
-    if windows.unit:
-        return [turned]
+    return [turned] if windows.unit else _cut_taps(emit, turned, dy, windows)
+
+
+def _cut_taps(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> list[Tensor]:
+    """For each element of the kernel what it meets in x, which has its padding: like x and dy."""
     counts = [emit.size(dy, axis) for axis in windows.axes]
     taps = []
     for place in itertools.product(*(range(size) for size in windows.kernel)):
@@ -153,7 +187,7 @@ def _taps(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> list[Tenso
         taps.append(
             emit.op(
                 "Slice",
-                turned,
+                x,
                 emit.ints(*starts),
                 emit.ints(*ends),
                 emit.ints(*windows.axes),

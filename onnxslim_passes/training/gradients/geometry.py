@@ -8,6 +8,8 @@ from onnxslim_passes.training.emitter import Emitter, Tensor
 from onnxslim_passes.training.gradients.step import Step
 from onnxslim_passes.training.shapes import Shape
 
+_FEW_WINDOWS = 16
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -128,6 +130,10 @@ def scatter_windows(
     Returns:
         A tensor in the shape of `like`.
     """
+    if windows.unit and windows.group == 1:
+        return emit.op("Conv", dy, emit.transpose(weight, [1, 0, *windows.axes]))
+    if _few_windows(emit.shape(like)[2:], emit.shape(dy)[2:], windows):
+        return _scatter_by_product(emit, dy, weight, like, windows)
     beyond = _beyond(emit.shape(like)[2:], emit.shape(dy)[2:], windows)
     fitting = beyond is not None
     # Where sizes are free: as far as the last window goes, then cut or filled up.
@@ -143,6 +149,37 @@ def scatter_windows(
         output_padding=[max(-size, 0) for size in excess],
     )
     return made if fitting else _fit(emit, made, like, windows)
+
+
+def _few_windows(sizes: Shape, counts: Shape, windows: Geometry) -> bool:
+    """Whether one product for the whole batch is faster than ConvTranspose's one for each sample.
+
+    With few windows in a sample it reads the weights more often than it computes with them.
+    """
+    fixed = [size for size in counts if isinstance(size, int)]
+    static = len(fixed) == len(counts) and all(isinstance(size, int) for size in sizes)
+    return static and windows.group == 1 and windows.rank == 2 and math.prod(fixed) <= _FEW_WINDOWS
+
+
+def _scatter_by_product(
+    emit: Emitter, dy: Tensor, weight: Tensor, like: Tensor, windows: Geometry
+) -> Tensor:
+    """(C k k, O) x (O, N windows), then every window added to its place by Col2Im."""
+    outputs, channels = emit.size(weight, 0), emit.size(weight, 1)
+    columns = emit.reshape(emit.transpose(dy, [1, 0, *windows.axes]), [outputs, -1])
+    flat = emit.reshape(weight, [outputs, -1])
+    product = emit.op("Gemm", flat, columns, transA=1)
+    places = math.prod(emit.size(dy, axis) for axis in windows.axes)
+    apart = emit.reshape(product, [channels * windows.taps, -1, places])
+    return emit.op(
+        "Col2Im",
+        emit.transpose(apart, [1, 0, 2]),
+        emit.ints(*(emit.size(like, axis) for axis in windows.axes)),
+        emit.ints(*windows.kernel),
+        pads=windows.pads,
+        strides=windows.strides,
+        dilations=windows.dilations,
+    )
 
 
 def _beyond(sizes: Shape, counts: Shape, windows: Geometry) -> list[int] | None:
