@@ -11,12 +11,17 @@ of the Conv with dY as the input and X as the gradient of the output.
 import itertools
 import math
 
+import numpy as np
+
 from onnxslim_passes.training.emitter import Emitter, Tensor
 from onnxslim_passes.training.gradients.geometry import Geometry, geometry_of, scatter_windows
 from onnxslim_passes.training.gradients.step import Rule, Step
 
 # Enough of both for a product with each element of the kernel to be efficient.
 _MANY_WINDOWS, _MANY_CHANNELS = 64, 32
+
+# Up to here a product of whole rows is faster than one element of the kernel after the other.
+_LONG_ROW = 32
 
 
 def conv(step: Step) -> list[Tensor | None]:
@@ -70,11 +75,11 @@ def weight_gradient(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> 
         (O, C / group, kernel...).
     """
     spatial = (*emit.shape(x)[1:], *emit.shape(dy)[1:])
-    depthwise = windows.group == emit.size(x, 1) > 1
-    strided = any(stride > 1 for stride in windows.strides)
-    if any(not isinstance(size, int) for size in spatial) or (depthwise and strided):
+    if any(not isinstance(size, int) for size in spatial):
         return _by_convolution(emit, x, dy, windows)
-    if depthwise and windows.group == emit.size(dy, 1):
+    if windows.group == emit.size(x, 1) == emit.size(dy, 1) > 1:
+        if emit.size(dy, -1) <= _LONG_ROW:
+            return _by_rows(emit, x, dy, windows)
         return _by_elements(emit, x, dy, windows)
     return _by_windows(emit, x, dy, windows)
 
@@ -145,14 +150,36 @@ def _by_windows(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> Tens
     return emit.reshape(products[0], [outputs, each, *windows.kernel])
 
 
+def _by_rows(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> Tensor:
+    """One channel a group: products of whole rows, of which only some diagonals are wanted.
+
+    For each place in the kernel but for its last axis, and for each channel, (width, N rows) times
+    (N rows, windows in a row) has every element of a row against every window. Those that meet in
+    element j of the kernel lie on a diagonal, which a product with zeros and ones adds up.
+    """
+    turned = _padded(emit, emit.transpose(x, [1, 0, *windows.axes]), windows)
+    channels, width, count = windows.group, emit.size(turned, -1), emit.size(dy, -1)
+    right = emit.reshape(emit.transpose(dy, [1, 0, *windows.axes]), [channels, -1, count])
+    products = []
+    for row in _cut_taps(emit, turned, dy, windows, whole_rows=True):
+        left = emit.swap_last(emit.reshape(row, [channels, -1, width]))
+        products.append(emit.unsqueeze(emit.op("MatMul", left, right), [1]))
+    joined = products[0] if len(products) == 1 else emit.op("Concat", *products, axis=1)
+    elements = np.arange(windows.kernel[-1]) * windows.dilations[-1]
+    starts = np.arange(count) * windows.strides[-1]
+    places = np.arange(width)[:, None, None]
+    meets = (places == starts[:, None] + elements).astype(emit.dtype(x))
+    rows = emit.reshape(joined, [channels * len(products), width * count])
+    flat = emit.constant(meets.reshape(width * count, -1))
+    return emit.reshape(emit.op("MatMul", rows, flat), [channels, 1, *windows.kernel])
+
+
 def _by_elements(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> Tensor:
     """One channel a group: for each element of the kernel, what it meets times the gradient."""
     places = [0, *windows.axes]
-    if windows.padded:
-        x = emit.op("Pad", x, emit.ints(0, 0, *windows.begins, 0, 0, *windows.ends))
     sums = [
         emit.unsqueeze(emit.reduce_sum(emit.mul(tap, dy), places), [1])
-        for tap in _cut_taps(emit, x, dy, windows)
+        for tap in _cut_taps(emit, _padded(emit, x, windows), dy, windows)
     ]
     joined = sums[0] if len(sums) == 1 else emit.op("Concat", *sums, axis=1)
     return emit.reshape(joined, [windows.group, 1, *windows.kernel])
@@ -167,33 +194,43 @@ def _kernels(emit: Emitter, product: Tensor, outputs: int, windows: Geometry) ->
 
 def _taps(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> list[Tensor]:
     """For each element of the kernel what it meets: (C, N, windows...), C outermost."""
-    turned = emit.transpose(x, [1, 0, *windows.axes])
-    if windows.padded:
-        pads = [0, 0, *windows.begins, 0, 0, *windows.ends]
-        turned = emit.op("Pad", turned, emit.ints(*pads))
+    turned = _padded(emit, emit.transpose(x, [1, 0, *windows.axes]), windows)
     return [turned] if windows.unit else _cut_taps(emit, turned, dy, windows)
 
 
-def _cut_taps(emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry) -> list[Tensor]:
-    """For each element of the kernel what it meets in x, which has its padding: like x and dy."""
-    counts = [emit.size(dy, axis) for axis in windows.axes]
+def _padded(emit: Emitter, x: Tensor, windows: Geometry) -> Tensor:
+    if not windows.padded:
+        return x
+    return emit.op("Pad", x, emit.ints(0, 0, *windows.begins, 0, 0, *windows.ends))
+
+
+def _cut_taps(
+    emit: Emitter, x: Tensor, dy: Tensor, windows: Geometry, *, whole_rows: bool = False
+) -> list[Tensor]:
+    """What each element of the kernel meets.
+
+    Args:
+        emit: where to.
+        x: with its padding, spatial axes last.
+        dy: gives the number of windows.
+        windows: the geometry.
+        whole_rows: leave the last axis as it is.
+    """
+    cut = windows.rank - whole_rows
+    if not cut:
+        return [x]
+    axes = windows.axes[:cut]
+    counts = [emit.size(dy, axis) for axis in axes]
+    strides, dilations = windows.strides[:cut], windows.dilations[:cut]
     taps = []
-    for place in itertools.product(*(range(size) for size in windows.kernel)):
-        starts = [index * gap for index, gap in zip(place, windows.dilations, strict=True)]
+    for place in itertools.product(*(range(size) for size in windows.kernel[:cut])):
+        starts = [index * gap for index, gap in zip(place, dilations, strict=True)]
         ends = [
             start + (count - 1) * stride + 1
-            for start, count, stride in zip(starts, counts, windows.strides, strict=True)
+            for start, count, stride in zip(starts, counts, strides, strict=True)
         ]
-        taps.append(
-            emit.op(
-                "Slice",
-                x,
-                emit.ints(*starts),
-                emit.ints(*ends),
-                emit.ints(*windows.axes),
-                emit.ints(*windows.strides),
-            )
-        )
+        operands = (starts, ends, axes, strides)
+        taps.append(emit.op("Slice", x, *(emit.ints(*numbers) for numbers in operands)))
     return taps
 
 

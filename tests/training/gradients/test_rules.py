@@ -150,6 +150,37 @@ def test_sizes_may_be_free(text: str, shapes: list[tuple[int, ...]]) -> None:
     assert found.holds, found
 
 
+def convolution(x: str, w: str, attributes: str) -> str:
+    free = ", ".join("ABCDE"[: x.count(",") + 1])
+    return f"(float[{x}] x, float[{w}] w) => (float[{free}] y) {{ y = Conv<{attributes}>(x, w) }}"
+
+
+# One for each way that the gradients of a convolution are computed; two samples each.
+CONVOLUTIONS = {
+    "few places": ("N, 3, 4, 4", "5, 3, 3, 3", "pads = [1, 1, 1, 1], strides = [1, 2]"),
+    "many places and channels": ("N, 32, 9, 9", "3, 32, 2, 2", "dilations = [2, 1]"),
+    "groups": ("N, 4, 6, 6", "6, 2, 3, 3", "group = 2, strides = [2, 2], pads = [0, 1, 1, 0]"),
+    "one place a window": ("N, 3, 6, 6", "4, 3, 1, 1", ""),
+    "depthwise rows": (
+        "N, 3, 7, 8",
+        "3, 1, 3, 3",
+        "group = 3, strides = [1, 2], pads = [1, 1, 1, 1]",
+    ),
+    "depthwise elements": ("N, 2, 3, 40", "2, 1, 3, 3", "group = 2, dilations = [1, 2]"),
+    "depthwise with two outputs": ("N, 3, 6, 6", "6, 1, 3, 3", "group = 3"),
+    "depthwise in one dimension": ("N, 3, 9", "3, 1, 4", "group = 3, strides = [2], pads = [1, 2]"),
+    "depthwise in three": ("N, 2, 4, 5, 4", "2, 1, 2, 2, 3", "group = 2, dilations = [1, 2, 1]"),
+    "three dimensions": ("N, 2, 4, 5, 4", "3, 2, 2, 2, 3", "strides = [1, 2, 1]"),
+}
+
+
+@pytest.mark.parametrize("parts", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_every_form_of_convolution(parts: tuple[str, str, str]) -> None:
+    shapes = [tuple(int(n) for n in text.replace("N", "2").split(",")) for text in parts[:2]]
+    found = check(convolution(*parts).replace("Conv<>", "Conv"), *shapes)
+    assert found.holds, found
+
+
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "GRU before", "RNN"])
 def test_recurrent_nets_with_lengths_states_and_peepholes(kind: str, direction: str) -> None:
