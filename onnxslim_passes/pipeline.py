@@ -39,7 +39,7 @@ from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, Sta
 from onnxslim_passes.passes.placement import find_target
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.report.manifest import Manifest, write_manifest
-from onnxslim_passes.report.provenance import source_sha256, versions
+from onnxslim_passes.report.provenance import source_file, source_sha256, versions
 from onnxslim_passes.report.records import Decision, PassRecord, Report
 from onnxslim_passes.runtime import Optimization, Session, open_session
 from onnxslim_passes.storage.unpacking import unpack_weights
@@ -167,7 +167,7 @@ class Pipeline:
         fidelity = self._verify_result(work, judge)
         zstd = None if measure else False
         size = measure_size(work, feed=judge.first_feed, zstd=zstd)
-        before = measure_size(model, feed=judge.first_feed, zstd=zstd)
+        before = measure_size(model, source_file(model), feed=judge.first_feed, zstd=zstd)
         report = Report(
             source=model.path.name if model.path else "",
             source_sha256=digest,

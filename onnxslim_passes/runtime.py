@@ -37,8 +37,9 @@ Shape = tuple[int | str | None, ...]
 
 # Serialized protobufs end at 2 GB, and a copy in memory of one that large hurts before that.
 PROTO_LIMIT_BYTES = 1_500_000_000
-# A Model streams its payloads when saved, so that a file is cheaper than bytes early on.
-MODEL_LIMIT_BYTES = 256_000_000
+# A Model streams its payloads when saved, and the runtime maps the file: bytes would be held three
+# times, in messages, serialized and parsed again.
+MODEL_LIMIT_BYTES = 16_000_000
 
 _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,

@@ -99,7 +99,7 @@ def measure_size(
             saved = Path(folder) / "model.onnx"
             model.save(saved)
             return measure_size(model, saved, feed=feed, zstd=zstd)
-    files = model_files(Path(path))
+    files = _files(model, Path(path))
     file_bytes = sum(file.stat().st_size for file in files)
     if zstd is None:
         zstd = file_bytes <= ZSTD_LIMIT_BYTES
@@ -111,6 +111,11 @@ def measure_size(
 
 
 # ---------------- bytes
+
+
+def _files(model: Model, path: Path) -> list[Path]:
+    """The files of a model that is at `path`, without reading it again if it came from there."""
+    return [path, *model.external_files()] if path == model.path else model_files(path)
 
 
 def model_files(path: Path) -> list[Path]:

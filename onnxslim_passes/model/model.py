@@ -137,6 +137,11 @@ class Model:
         for graph in self.graphs():
             yield from graph.initializers
 
+    def external_files(self) -> list[Path]:
+        """The files beside the model that hold values not read yet, each once."""
+        payloads = (constant.payload for constant in self.constants())
+        return list(dict.fromkeys(p.path for p in payloads if isinstance(p, ExternalPayload)))
+
     def weights(self) -> list[Weight]:
         """Every floating-point constant that a node takes, shared ones once."""
         return find_weights(self.constants(), self.functions)

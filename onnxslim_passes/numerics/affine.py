@@ -179,13 +179,18 @@ def quantize(values: FloatArray, grid: AffineGrid) -> npt.NDArray[Any]:
     if np.isnan(values).any():
         raise ValueError("values hold NaN, which has no code")
     scale, zero_point = _broadcast(grid, values.shape)
-    working = np.float64 if values.dtype == np.float64 else np.float32
+    # Limits in float32 are exact up to 16 bits: a code beyond 2 ** 24 saturates anyway.
+    wide = values.dtype == np.float64 or max(-grid.qmin, grid.qmax) > np.iinfo(np.uint16).max
+    working = np.float64 if wide else np.float32
     # An infinite quotient is right: it saturates.
     with np.errstate(over="ignore"):
-        steps = np.rint(values.astype(working) / scale.astype(working))
-    # Offsets and limits in float64: exact, also for 16-bit codes.
-    codes = np.clip(steps.astype(np.float64) + zero_point, grid.qmin, grid.qmax)
-    return np.asarray(codes).astype(np.int32).astype(grid.dtype)
+        steps = np.asarray(values.astype(working) / scale.astype(working))
+    # In place: of an embedding table, each temporary is as large as the model.
+    np.rint(steps, out=steps)
+    np.add(steps, zero_point.astype(working), out=steps)
+    np.clip(steps, grid.qmin, grid.qmax, out=steps)
+    stored = np.dtype(grid.dtype)
+    return steps.astype(stored) if stored.kind in "iu" else steps.astype(np.int32).astype(stored)
 
 
 def dequantize(codes: npt.NDArray[Any], grid: AffineGrid) -> npt.NDArray[Any]:

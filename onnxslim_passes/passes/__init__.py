@@ -1,51 +1,68 @@
 """The passes, one a file, listed by hand in the order of their stages."""
 
-from onnxslim_passes.passes.base import Pass
-from onnxslim_passes.passes.cluster_weights import ClusterWeights
-from onnxslim_passes.passes.convert_float import ConvertFloat
-from onnxslim_passes.passes.correct_bias import CorrectBias
-from onnxslim_passes.passes.dedupe_weights import DedupeWeights
-from onnxslim_passes.passes.equalize_channels import EqualizeChannels
-from onnxslim_passes.passes.fine_tune import FineTune
-from onnxslim_passes.passes.fold_constants import FoldConstants
-from onnxslim_passes.passes.fuse_activations import FuseActivations
-from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
-from onnxslim_passes.passes.fuse_scales import FuseScales
-from onnxslim_passes.passes.prune_gradually import PruneGradually
-from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
-from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
-from onnxslim_passes.passes.quantize_static import QuantizeStatic
-from onnxslim_passes.passes.quantize_weights import QuantizeWeights
-from onnxslim_passes.passes.remove_dead_channels import RemoveDeadChannels
-from onnxslim_passes.passes.round_weights import RoundWeights
-from onnxslim_passes.passes.smooth_activations import SmoothActivations
-from onnxslim_passes.passes.store_weights import StoreWeights
-from onnxslim_passes.passes.strip_metadata import StripMetadata
+import importlib
+from collections.abc import Iterator, Mapping, MutableMapping
 
-PASSES: dict[str, type[Pass]] = {
-    kind.name: kind
-    for kind in (
-        FoldConstants,
-        StripMetadata,
-        FuseBatchNorm,
-        FuseActivations,
-        FuseScales,
-        DedupeWeights,
-        PruneMagnitude,
-        PruneGradually,
-        EqualizeChannels,
-        RemoveDeadChannels,
-        SmoothActivations,
-        ClusterWeights,
-        RoundWeights,
-        QuantizeStatic,
-        QuantizeDynamic,
-        QuantizeWeights,
-        ConvertFloat,
-        CorrectBias,
-        FineTune,
-        StoreWeights,
-    )
-}
+from onnxslim_passes.passes.base import Pass
+
+
+class _Passes(MutableMapping[str, type[Pass]]):
+    """Classes by the names of their passes, each imported when it is asked for.
+
+    All of them take a second to import, which is more than most need to run.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = dict(places)
+        self._kinds: dict[str, type[Pass]] = {}
+
+    def __getitem__(self, name: str) -> type[Pass]:
+        if name not in self._kinds:
+            module, _, kind = self._places[name].partition(":")
+            self._kinds[name] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
+        return self._kinds[name]
+
+    def __setitem__(self, name: str, kind: type[Pass]) -> None:
+        self._places.setdefault(name, "")
+        self._kinds[name] = kind
+
+    def __delitem__(self, name: str) -> None:
+        del self._places[name]
+        self._kinds.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+PASSES: MutableMapping[str, type[Pass]] = _Passes(
+    {
+        "fold-constants": "fold_constants:FoldConstants",
+        "strip-metadata": "strip_metadata:StripMetadata",
+        "fuse-batch-norm": "fuse_batch_norm:FuseBatchNorm",
+        "fuse-activations": "fuse_activations:FuseActivations",
+        "fuse-scales": "fuse_scales:FuseScales",
+        "dedupe-weights": "dedupe_weights:DedupeWeights",
+        "prune-magnitude": "prune_magnitude:PruneMagnitude",
+        "prune-gradually": "prune_gradually:PruneGradually",
+        "equalize-channels": "equalize_channels:EqualizeChannels",
+        "remove-dead-channels": "remove_dead_channels:RemoveDeadChannels",
+        "smooth-activations": "smooth_activations:SmoothActivations",
+        "cluster-weights": "cluster_weights:ClusterWeights",
+        "round-weights": "round_weights:RoundWeights",
+        "quantize-static": "quantize_static:QuantizeStatic",
+        "quantize-dynamic": "quantize_dynamic:QuantizeDynamic",
+        "quantize-weights": "quantize_weights:QuantizeWeights",
+        "convert-float": "convert_float:ConvertFloat",
+        "correct-bias": "correct_bias:CorrectBias",
+        "fine-tune": "fine_tune:FineTune",
+        "store-weights": "store_weights:StoreWeights",
+    }
+)
 
 __all__ = ["PASSES"]

@@ -29,10 +29,12 @@ from onnxslim_passes.passes.placement import (
     Site,
     Survey,
     border_decisions,
+    chained,
     choose,
     estimate,
     find_target,
     float_tensors,
+    gains,
     inputs_only,
     insert_pairs,
     needs_narrow_weights,
@@ -51,7 +53,7 @@ from onnxslim_passes.passes.placement import (
 from onnxslim_passes.passes.quantized import integer_decisions
 from onnxslim_passes.passes.selection import Selection
 from onnxslim_passes.passes.spared import Spared, spared, spared_decisions, with_wide
-from onnxslim_passes.passes.static_decisions import Placement, saved_ns, site_decision
+from onnxslim_passes.passes.static_decisions import Placement, site_decision
 from onnxslim_passes.passes.static_ranges import Calibrated, elements_of, limits_of
 from onnxslim_passes.passes.static_schemes import (
     ActivationType,
@@ -384,7 +386,8 @@ class QuantizeStatic(Selection, Pass):
             chosen = {site.key for site in found.sites} - empty
             return replace(none, chosen=frozenset(chosen))
         forced = {site.key for site in found.sites if self._is_forced(site, schemes)} - empty
-        empty |= _of_little_gain(found, elements, self.min_gain) - forced
+        little = _of_little_gain(found, elements, self.min_gain) - forced
+        none, empty = replace(none, little=frozenset(little)), empty | little
         unfused: set[str] = set()
         for _ in range(_ROUNDS):
             chosen = choose(found, elements, CPU, integer=forced, floating=empty | unfused - forced)
@@ -481,12 +484,15 @@ def _levels(scheme: Scheme) -> int:
 
 
 def _of_little_gain(found: Survey, elements: Mapping[str, float], share: float) -> set[str]:
-    """Keys of the nodes with weights that save less than a share of all nodes' float time."""
+    """Keys of the nodes with weights that save less than a share of all nodes' float time.
+
+    Those in the midst of integers are not among them.
+    """
     if not share:
         return set()
     total = sum(estimate(site, elements, CPU).floating for site in found.sites)
-    sites = [site for site in found.sites if site.weight is not None]
-    return {site.key for site in sites if saved_ns(site, elements) < share * total}
+    saved = gains(found, elements, CPU)
+    return {key for key, gain in saved.items() if gain < share * total} - chained(found)
 
 
 def _makers(model: Model) -> dict[str, Node]:

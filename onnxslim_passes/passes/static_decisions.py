@@ -24,6 +24,7 @@ class Placement:
         saturated: keys of sites whose bias is too large for the scales of their stored weights.
         sensitive: keys of sites beside an activation that stays float for its effect on outputs.
         optimized: the runtime's graph with the chosen sites.
+        little: keys of sites that `min_gain` leaves in float.
     """
 
     chosen: frozenset[str]
@@ -32,12 +33,7 @@ class Placement:
     saturated: frozenset[str]
     sensitive: frozenset[str]
     optimized: onnx.GraphProto | None
-
-
-def saved_ns(site: Site, elements: Mapping[str, float]) -> float:
-    """Estimated nanoseconds a run that integers save on a node, conversions left out."""
-    cost = estimate(site, elements, CPU)
-    return cost.floating - cost.integer
+    little: frozenset[str] = frozenset()
 
 
 def site_decision(
@@ -111,7 +107,7 @@ def _why_not(
         return "float is estimated to be as fast, and exact"
     if options.leaves(site):
         return "products=float leaves it to quantize-dynamic"
-    if options.min_gain and saved_ns(site, elements) > 0:
+    if site.key in placed.little:
         return f"integers save too little time here (min_gain={options.min_gain:g}); float is exact"
     return (
         "float is estimated to be faster than integers with their conversions; "

@@ -18,8 +18,10 @@ from onnxslim_passes.passes.placement import (
     CPU,
     Costs,
     Survey,
+    chained,
     choose,
     estimate,
+    gains,
     survey,
     without_flat_ends,
 )
@@ -105,6 +107,45 @@ def test_no_other_choice_is_cheaper(
     )
     # Costs become whole capacities of 2**-28 of their sum.
     assert total_cost(found, chosen, sizes, costs) <= best * (1 + 1e-4) + 1e-6
+
+
+@given(
+    st.dictionaries(st.sampled_from("xabcdefy"), st.floats(1, 1e6), min_size=8, max_size=8),
+    st.floats(0, 3),
+)
+def test_a_gain_is_what_one_float_site_costs_more(
+    elements: dict[str, float], conversion: float
+) -> None:
+    model = build(
+        "a = Conv(x, w) b = Relu(a) c = Conv(b, w) d = Add(c, b) e = Erf(c) "
+        "f = Conv(d, w) y = Add(e, f)"
+    )
+    costs = Costs(quantize=conversion, dequantize=conversion / 2)
+    found = survey(model, lambda weight: None)
+    sizes = {
+        t.name: elements.get(t.name, 1e4) for s in found.sites for t in (*s.inputs, *s.outputs)
+    }
+    every = {site.key for site in found.sites}
+    saved = gains(found, sizes, costs)
+    assert saved.keys() == {site.key for site in found.sites if site.weight is not None}
+    for key, gain in saved.items():
+        more = total_cost(found, every - {key}, sizes, costs)
+        less = total_cost(found, every, sizes, costs)
+        assert gain == pytest.approx(more - less, abs=1e-6 * less)
+
+
+@pytest.mark.parametrize(
+    ("body", "inside"),
+    [
+        ("a = Conv(x, w) b = Conv(a, w) c = Conv(b, w) y = Erf(c)", {"b"}),
+        ("a = Conv(x, w) b = Conv(a, w) c = Conv(b, w) d = Erf(b) y = Add(c, d)", set()),
+        ("a = Conv(x, w) b = Erf(a) c = Conv(b, w) y = Erf(c)", set()),
+    ],
+)
+def test_chained_sites_have_integers_on_all_sides(body: str, inside: set[str]) -> None:
+    found = survey(build(body), lambda weight: None)
+    keys = chained(found)
+    assert {str(s.outputs[0].name) for s in found.sites if s.key in keys} == inside
 
 
 def test_users_of_one_weight_go_together() -> None:

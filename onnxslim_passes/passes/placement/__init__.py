@@ -9,7 +9,7 @@ from onnxslim_passes.passes.placement.by_rule import (
     unplaced,
     weights_only,
 )
-from onnxslim_passes.passes.placement.choice import choose, estimate
+from onnxslim_passes.passes.placement.choice import chained, choose, estimate, gains
 from onnxslim_passes.passes.placement.insertion import (
     Inserted,
     insert_pairs,
@@ -45,11 +45,13 @@ __all__ = [
     "Target",
     "Violation",
     "border_decisions",
+    "chained",
     "check_target",
     "choose",
     "estimate",
     "find_target",
     "float_tensors",
+    "gains",
     "inputs_only",
     "insert_pairs",
     "needs_narrow_weights",

@@ -121,6 +121,54 @@ def _convolution(site: Site, made: float, costs: Costs) -> tuple[float, float]:
     return macs * costs.float_mac, macs * rate + taps * costs.tap
 
 
+def gains(found: Survey, elements: Elements, costs: Costs) -> dict[str, float]:
+    """What integers save at each site with weights while all others stay on them, by its key.
+
+    Nanoseconds a run, conversions included: in a chain of integers a float site costs two more, in
+    the midst of float operators it saves two.
+    """
+    makers, takers = found.makers(), found.takers()
+    saved = {}
+    for site in found.sites:
+        if site.weight is None:
+            continue
+        cost = estimate(site, elements, costs)
+        saved[site.key] = cost.floating - cost.integer
+        for tensor in site.inputs:
+            maker, size = makers.get(tensor), elements[tensor.name]
+            if maker is not None and maker.integer_output:
+                saved[site.key] += costs.launch + size * costs.dequantize
+            elif len(takers[tensor]) == 1:
+                saved[site.key] -= costs.launch + size * costs.quantize
+        for tensor in site.outputs if site.integer_output else ():
+            size, here = elements[tensor.name], takers.get(tensor, [])
+            strangers = max(_strangers(tensor, here), not here)
+            saved[site.key] -= strangers * (costs.launch + size * costs.dequantize)
+            if here:
+                saved[site.key] += costs.launch + size * costs.quantize
+    return saved
+
+
+def chained(found: Survey) -> set[str]:
+    """Keys of the sites that have possible integers on all sides.
+
+    In float, such a site costs more than two conversions: the runtime goes to its layout for float
+    convolutions and back, around a copy that keeps it from quantizing the weights by itself. On
+    EfficientNet-lite0, 6 of 48 that way made 1.33x of 1.53x.
+    """
+    makers, takers = found.makers(), found.takers()
+
+    def is_inside(site: Site) -> bool:
+        behind = [makers.get(tensor) for tensor in site.inputs]
+        ahead = [takers.get(tensor, []) for tensor in site.outputs]
+        return all(maker is not None and maker.integer_output for maker in behind) and all(
+            here and not _strangers(tensor, here)
+            for tensor, here in zip(site.outputs, ahead, strict=True)
+        )
+
+    return {site.key for site in found.sites if is_inside(site)}
+
+
 def choose(
     found: Survey,
     elements: Elements,
