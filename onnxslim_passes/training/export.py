@@ -84,7 +84,9 @@ def open_program(folder: Path, source: Model) -> TrainingProgram:
             f"{source.path or 'the one given'}; give the model that it was made of with --source."
         )
     parameters = Parameters(**layout.options["parameters"])
-    found, _ = find_constraints(source, parameters, fixed_inputs=_fixed(layout))
+    found, _ = find_constraints(
+        source, parameters, fixed_inputs=_fixed(layout), sizes=_sizes(layout)
+    )
     trained = {row["weight"] for row in layout.weights}
     constraints = [constraint for constraint in found if constraint.where in trained]
     state, _ = read_tensors(folder / CHECKPOINT)
@@ -120,6 +122,14 @@ def read_layout(folder: Path) -> Layout:
 
 def _fixed(layout: Layout) -> dict[str, Array]:
     return {name: np.array(value) for name, value in layout.fixed_inputs.items()}
+
+
+def _sizes(layout: Layout) -> dict[str, list[int | None]]:
+    """Sizes that were fixed when the program was made."""
+    return {
+        spec.name: [size if isinstance(size, int) else None for size in spec.shape]
+        for spec in layout.inputs
+    }
 
 
 def _check_state(layout: Layout, state: dict[str, Array], folder: Path) -> None:

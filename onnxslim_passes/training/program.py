@@ -29,7 +29,13 @@ from onnxslim_passes.training.options import Objective, Parameters, Update
 from onnxslim_passes.training.parameters import Array, Constraint, Free, objection
 from onnxslim_passes.training.shapes import Tensor
 from onnxslim_passes.training.sizes import Sizes, fix_sizes
-from onnxslim_passes.training.step import LOSS, build_evaluation, build_gradients, build_step
+from onnxslim_passes.training.step import (
+    LOSS,
+    StepGraph,
+    build_evaluation,
+    build_gradients,
+    build_step,
+)
 
 __all__ = [
     "Holding",
@@ -109,7 +115,6 @@ def build(
     if hold is not None:
         constraints = hold(constraints)
     constraints, unused = _needed(constraints, lowered, objective)
-    decisions += unused
     if not constraints:
         raise UnsupportedModelError(nothing_to_train(model, decisions))
     taught = _lowered_teacher(teacher, lowered, fixed_inputs, sizes or {})
@@ -122,27 +127,7 @@ def build(
     still = lowered
     if parameters.batch_norm != "frozen":
         still = _lowered(named, fixed_inputs, "frozen")
-    layout = Layout(
-        inputs=_data_inputs(step.model, model),
-        labels=step.labels,
-        learning_rate=step.rate,
-        step=step.count,
-        loss=LOSS,
-        metric=step.metric,
-        state=step.specs,
-        weights=tuple(_weight_table(constraint) for constraint in constraints),
-        options={
-            "objective": asdict(objective),
-            "update": asdict(update),
-            "parameters": asdict(parameters),
-        },
-        fixed_inputs={name: np.asarray(v).tolist() for name, v in (fixed_inputs or {}).items()},
-        source=model.path.name if model.path else "",
-        source_sha256=source_sha256(model),
-        teacher_sha256=source_sha256(teacher) if teacher is not None else "",
-        seed=seed,
-        versions=versions(),
-    )
+    layout = _layout(model, step, constraints, fixed_inputs or {})
     return TrainingProgram(
         training=step.model,
         evaluation=build_evaluation(forward(still, None)),
@@ -152,9 +137,42 @@ def build(
             else None
         ),
         state=step.state,
-        layout=layout,
+        layout=replace(
+            layout,
+            options={
+                "objective": asdict(objective),
+                "update": asdict(update),
+                "parameters": asdict(parameters),
+            },
+            teacher_sha256=source_sha256(teacher) if teacher is not None else "",
+            seed=seed,
+        ),
         constraints=tuple(constraints),
-        decisions=(*fixed, *lowered.decisions, *decisions, *step.decisions),
+        decisions=(*fixed, *lowered.decisions, *decisions, *unused, *step.decisions),
+    )
+
+
+def _layout(
+    model: Model,
+    step: StepGraph,
+    constraints: Sequence[Constraint],
+    fixed_inputs: Mapping[str, Array],
+) -> Layout:
+    """What maps where; options, teacher and seed are left to the caller."""
+    return Layout(
+        inputs=_data_inputs(step.model, model),
+        labels=step.labels,
+        learning_rate=step.rate,
+        step=step.count,
+        loss=LOSS,
+        metric=step.metric,
+        state=step.specs,
+        weights=tuple(_weight_table(constraint) for constraint in constraints),
+        options={},
+        fixed_inputs={name: np.asarray(value).tolist() for name, value in fixed_inputs.items()},
+        source=model.path.name if model.path else "",
+        source_sha256=source_sha256(model),
+        versions=versions(),
     )
 
 

@@ -112,3 +112,36 @@ def test_a_damaged_folder_is_refused(folder, source):
     (folder / "training.json").write_text("{}")
     with pytest.raises(InvalidModelError, match="is damaged"):
         open_program(folder, load(source))
+
+
+def test_branches_that_sizes_decide_come_back_with_the_program(tmp_path):
+    text = """
+    <ir_version: 9, opset_import: ["" : 18]>
+    net (float[N, width] x) => (float[N, M] y)
+    <int64[1] wide = {4}> {
+        width = Shape <start = 1> (x)
+        same = Equal (width, wide)
+        decision = Squeeze (same)
+        y = If (decision) <
+            then_branch = four () => (float[N, 3] a)
+                <float[4, 3] w = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 1.0, 2.0, 3.0}>
+                { a = MatMul (x, w) },
+            else_branch = other () => (float[N, M] b) { b = Neg (x) }
+        >
+    }
+    """
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.parser.parse_model(text.replace("width] x", "K] x")), path)
+    program = build(
+        load(path),
+        objective=Objective(loss="mse"),
+        update=Update(),
+        parameters=Parameters(),
+        sizes={"x": [None, 4]},
+    )
+    export(program, tmp_path / "training")
+    again = open_program(tmp_path / "training", load(path))
+    assert [constraint.where for constraint in again.constraints] == [
+        constraint.where for constraint in program.constraints
+    ]
+    assert any("then_branch" in constraint.where for constraint in again.constraints)
