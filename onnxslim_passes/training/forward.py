@@ -178,8 +178,9 @@ def _weights_as_inputs(
         known.update({str(t.name): t for t in node.outputs if not t.is_empty()})
     for constraint, held in zip(constraints, tensors, strict=True):
         with emit.scope(constraint.where):
-            value = constraint.emit_value(emit, held)
+            emitted = constraint.emit_value(emit, held)
         for name in constraint.replaces:
+            value = emitted[name] if isinstance(emitted, dict) else emitted
             consumers = [node for node in known[name].outputs if not _makes(node, value)]
             emit.model.replace_uses(known[name], value, only=consumers)
     emit.model.remove_unused()

@@ -86,8 +86,11 @@ class Constraint(Protocol):
         """Tensors that go along in the state and are not trained: a mask, assignments."""
         ...
 
-    def emit_value(self, emit: Emitter, tensors: Tensors) -> Variable:
-        """The weight as the forward graph reads it, differentiable in the trainable tensors."""
+    def emit_value(self, emit: Emitter, tensors: Tensors) -> Variable | dict[str, Variable]:
+        """The weight as the forward graph reads it, differentiable in the trainable tensors.
+
+        One tensor for all that it replaces, or one for each by name.
+        """
         ...
 
     def emit_projection(self, emit: Emitter, tensors: Tensors) -> dict[str, Variable]:

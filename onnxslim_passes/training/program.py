@@ -203,8 +203,7 @@ def _constraints(
 ) -> tuple[list[Constraint], list[Decision]]:
     """How each weight is held, and why those that are not trained are not."""
     places = {name: constant.where for name, constant in constants_by_name(model).items()}
-    constraints = read_constraints(named, lowered, parameters, places)
-    decisions: list[Decision] = []
+    constraints, decisions = read_constraints(named, lowered, parameters, places)
     covered = {name for constraint in constraints for name in constraint.covers}
     copied = {str(constant.name) for constant in lowered.model.constants()}
     for weight in named.weights():

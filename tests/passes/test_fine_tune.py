@@ -69,10 +69,10 @@ def test_it_stands_behind_a_pass_that_it_can_mend():
 def test_a_model_of_integers_is_refused():
     text = """
     <ir_version: 9, opset_import: ["" : 18]>
-    g (float[N, 32] x) => (float[N, 32] y) <int8[32, 32] w, float s>
-    { f = DequantizeLinear (w, s)
-      y = MatMul (x, f) }
+    g (float[N, 32] x) => (int32[N, 32] y) <uint8[32, 32] w>
+    { q, s, z = DynamicQuantizeLinear (x)
+      y = MatMulInteger (q, w) }
     """
-    model = Model.from_proto(with_weights(text, s=0.1))
+    model = Model.from_proto(with_weights(text, w=np.arange(1024).reshape(32, 32) % 256))
     with pytest.raises(UnsupportedModelError, match="its weights are integers"):
         FineTune().requires(model)
