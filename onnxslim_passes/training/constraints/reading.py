@@ -9,6 +9,7 @@
 - Equal weights of layers are one weight that was written twice: they stay tied.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -91,7 +92,8 @@ def tied_weights(weights: Iterable[Weight]) -> list[tuple[Weight, ...]]:
     for weight in weights:
         key: object = id(weight)
         if weight.role in _MATRICES and weight.size >= _SMALLEST_TIED:
-            key = (weight.dtype.name, weight.shape, weight.values.tobytes())
+            digest = hashlib.sha256(np.ascontiguousarray(weight.values)).digest()
+            key = (weight.dtype.name, weight.shape, digest)
         groups.setdefault(key, []).append(weight)
     return [tuple(group) for group in groups.values()]
 

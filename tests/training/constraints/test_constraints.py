@@ -177,6 +177,36 @@ def test_latent_weights_move_behind_zeros() -> None:
     assert (latent[~held.mask] != 0).mean() > 0.9
 
 
+# ---------------- ties
+
+
+def twins(weight: Array) -> Model:
+    """Two layers whose weights are equal, written twice."""
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 18]>
+        net (float[N, {INPUTS}] x) => (float[N, {CLASSES}] y) {{
+            h = MatMul (x, one)  a = Tanh (h)  i = MatMul (a, other)  b = Tanh (i)
+            y = MatMul (b, last)
+        }}"""
+    )
+    weights = {"one": weight, "other": weight, "last": noise(INPUTS, CLASSES, seed=2)}
+    proto.graph.initializer.extend(numpy_helper.from_array(w, n) for n, w in weights.items())
+    return Model.from_proto(proto)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.6])
+def test_equal_weights_stay_equal(sparsity: float) -> None:
+    weight = noise(INPUTS, INPUTS, seed=1)
+    weight[np.abs(weight) < np.quantile(np.abs(weight), sparsity)] = 0
+    model = twins(weight)
+    assert kinds(model)["one"] == ("mask" if sparsity else "tied")
+    assert "other" not in kinds(model)
+    tuned = trained(model)
+    assert not np.array_equal(values(tuned, "one"), weight)
+    assert np.array_equal(values(tuned, "one"), values(tuned, "other"))
+    assert np.array_equal(values(tuned, "one") == 0, weight == 0)
+
+
 # ---------------- shared values
 
 
