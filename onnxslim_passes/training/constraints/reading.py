@@ -92,7 +92,7 @@ def tied_weights(weights: Iterable[Weight]) -> list[tuple[Weight, ...]]:
     for weight in weights:
         key: object = id(weight)
         if weight.role in _MATRICES and weight.size >= _SMALLEST_TIED:
-            digest = hashlib.sha256(np.ascontiguousarray(weight.values)).digest()
+            digest = hashlib.sha256(weight.values.tobytes()).digest()
             key = (weight.dtype.name, weight.shape, digest)
         groups.setdefault(key, []).append(weight)
     return [tuple(group) for group in groups.values()]
