@@ -15,7 +15,7 @@ from onnxslim_passes.report.terminal import print_json, result_console, table
 from onnxslim_passes.report.wording import bytes_text
 from onnxslim_passes.training.export import export
 from onnxslim_passes.training.layout import Layout
-from onnxslim_passes.training.losses import LOSSES
+from onnxslim_passes.training.losses import LOSSES, check_teacher_options
 from onnxslim_passes.training.options import Objective, Parameters, Update
 from onnxslim_passes.training.parameters import Array
 from onnxslim_passes.training.program import TrainingProgram, build
@@ -86,6 +86,7 @@ def train_graph(
     """
     if objective.loss == "auto":
         raise UsageError(f"--loss is missing: one of {', '.join(LOSSES[1:])} or file.py:function.")
+    check_teacher_options(objective, has_teacher=teacher is not None)
     if not output.output.parent.is_dir():
         raise UsageError(f"-o {output.output}: there is no folder {output.output.parent}")
     if output.output.exists() and not output.output.is_dir():

@@ -13,7 +13,7 @@ from pydantic import Field
 from onnxslim_passes.errors import UnsupportedModelError, UsageError
 from onnxslim_passes.model import Model
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
-from onnxslim_passes.training.losses import LABEL_LOSSES, check_loss
+from onnxslim_passes.training.losses import LABEL_LOSSES, check_loss, check_teacher_options
 from onnxslim_passes.training.options import Course, Objective, Parameters, Update, options_as
 from onnxslim_passes.training.program import (
     find_constraints,
@@ -56,6 +56,7 @@ class FineTune(Course, Objective, Update, Parameters, Pass):
     def requires(self, model: Model) -> None:
         """Raises if there is no weight to train, or an option cannot be met."""
         check_loss(self._objective, has_teacher=self.teacher)
+        check_teacher_options(self._objective, has_teacher=self.teacher)
         constraints, decisions = find_constraints(model, options_as(Parameters, self))
         if not constraints and has_integer_weights(model):
             raise UnsupportedModelError(nothing_to_train(model, decisions))

@@ -129,10 +129,6 @@ class TrainingData:
         for block in self._blocks:
             yield {name: array.shape for name, array in block.arrays.items()}
 
-    def all_labels(self) -> Iterator[Array]:
-        """The labels, a block at a time."""
-        return (block.labels for block in self._blocks if block.labels is not None)
-
     def with_labels_as(self, spec: LabelSpec) -> "TrainingData":
         """The data with its labels in the element type and rank of `spec`.
 

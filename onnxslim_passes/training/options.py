@@ -5,6 +5,7 @@ groups, and the commands `fine-tune` and `train-graph` take them as they are, so
 declared, checked and described in one place.
 """
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
@@ -12,7 +13,15 @@ import pydantic
 import pydantic.dataclasses
 from pydantic import Field, model_validator
 
-__all__ = ["Course", "Objective", "Parameters", "Update", "options_as", "training_options"]
+__all__ = [
+    "Course",
+    "Objective",
+    "Parameters",
+    "Update",
+    "first_changed",
+    "options_as",
+    "training_options",
+]
 
 Options = TypeVar("Options", bound=type)
 Group = TypeVar("Group")
@@ -32,6 +41,12 @@ def options_as(kind: type[Group], holder: Any) -> Group:
     """The options of one group, out of a holder that has them among others."""
     declared = fields(kind)  # type: ignore[arg-type]  # every group is a dataclass
     return kind(**{field.name: getattr(holder, field.name) for field in declared})
+
+
+def first_changed(kind: type[Any], holder: Any, names: Iterable[str]) -> str | None:
+    """The first of some options of a group that is not as it is by default, or None."""
+    defaults = {field.name: field.default for field in fields(kind)}
+    return next((name for name in names if getattr(holder, name) != defaults[name]), None)
 
 
 @training_options
@@ -92,6 +107,9 @@ class Objective:
     ] = 0.0
 
 
+_OF_SGD = ("nesterov", "momentum")
+
+
 @training_options
 class Update:
     """How a gradient changes a weight."""
@@ -131,8 +149,9 @@ class Update:
     def _sensible(self) -> "Update":
         if self.optimizer == "adam" and self.weight_decay:
             raise ValueError("decay apart from the gradient is adamw; use optimizer=adamw, or l2")
-        if self.nesterov and self.optimizer != "sgd":
-            raise ValueError(f"nesterov is for sgd, not for {self.optimizer}")
+        foreign = ("beta1", "beta2", "epsilon") if self.optimizer == "sgd" else _OF_SGD
+        if (unread := first_changed(Update, self, foreign)) is not None:
+            raise ValueError(f"{unread} is not for {self.optimizer}, which does not read it")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         return self
@@ -215,3 +234,10 @@ class Course:
         int | None,
         Field(ge=1, description="epochs without a better validation before the run ends"),
     ] = None
+
+    @model_validator(mode="after")
+    def _read(self) -> "Course":
+        unread = first_changed(Course, self, ("decay_epochs", "decay_factor"))
+        if self.schedule != "step" and unread is not None:
+            raise ValueError(f"{unread} is for schedule=step, not for {self.schedule}")
+        return self

@@ -14,7 +14,7 @@ from onnxslim_passes.runtime import InputSpec, open_session
 from onnxslim_passes.training.data import TrainingData
 from onnxslim_passes.training.journal import Epoch, Journals
 from onnxslim_passes.training.loop import Tuned, run_course
-from onnxslim_passes.training.losses import LABEL_LOSSES, resolved_loss
+from onnxslim_passes.training.losses import LABEL_LOSSES, check_teacher_options, resolved_loss
 from onnxslim_passes.training.options import Course, Objective, Parameters, Update
 from onnxslim_passes.training.parameters import Array
 from onnxslim_passes.training.program import Holding, TrainingProgram, build
@@ -102,6 +102,7 @@ def prepare(
         UsageError: options that do not go together.
         UnsupportedModelError: there is nothing to train, or no gradient.
     """
+    check_teacher_options(objective, has_teacher=teacher is not None)
     with open_session(model) as session:
         inputs = session.inputs
     data = TrainingData.read(samples, inputs)

@@ -88,11 +88,6 @@ def _scalar(emit: Emitter, tensor: Tensor) -> Variable:
     return cast if isinstance(cast, Variable) else emit.op("Identity", cast)
 
 
-def same_shape(emit: Emitter, tensor: Tensor) -> tuple[Size, ...]:
-    """The sizes and symbols of a tensor."""
-    return tuple(emit.shape(tensor))
-
-
 def without_axis(shape: Sequence[Any], axis: int) -> tuple[Any, ...]:
     """A shape without one of its axes."""
     return tuple(size for place, size in enumerate(shape) if place != axis)

@@ -15,13 +15,14 @@ from onnxslim_passes.training.losses.distillation import distillation
 from onnxslim_passes.training.losses.label_losses import bce, cosine, cross_entropy, l1, mse
 from onnxslim_passes.training.losses.scores import Scores, find_scores
 from onnxslim_passes.training.losses.user import user_loss
-from onnxslim_passes.training.options import Objective
+from onnxslim_passes.training.options import Objective, first_changed
 from onnxslim_passes.training.shapes import Tensor
 
 __all__ = [
     "LABEL_LOSSES",
     "LOSSES",
     "check_loss",
+    "check_teacher_options",
     "emit_objective",
     "emit_penalty",
     "resolved_loss",
@@ -59,6 +60,17 @@ def check_loss(objective: Objective, *, has_teacher: bool) -> None:
         for option in ("soft_labels", "label_smoothing"):
             if getattr(objective, option):
                 raise UsageError(f"{option} is for loss=cross-entropy, not for {loss}.")
+
+
+def check_teacher_options(objective: Objective, *, has_teacher: bool) -> None:
+    """Sees that no option about a teacher was given without one.
+
+    Raises:
+        UsageError: one was; it would not be read.
+    """
+    unread = first_changed(Objective, objective, ("distance", "temperature", "distill_weight"))
+    if unread is not None and not has_teacher:
+        raise UsageError(f"{unread} is about a teacher, and there is none.")
 
 
 def resolved_loss(objective: Objective, labels: np.dtype[np.generic] | None) -> str:
