@@ -26,8 +26,9 @@ from onnxslim_passes.cli.task import TaskResult, open_task
 from onnxslim_passes.errors import UsageError
 from onnxslim_passes.evaluation import Metric
 from onnxslim_passes.model import Model, load
+from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.pipeline import Pipeline
-from onnxslim_passes.recipe import Recipe, format_pass, parse_pass, ready_recipes
+from onnxslim_passes.recipe import Recipe, build_pass, format_pass, parse_pass, ready_recipes
 from onnxslim_passes.report.records import Report, check_report_suffix
 from onnxslim_passes.report.terminal import (
     TerminalProgress,
@@ -56,6 +57,7 @@ class What:
         passes: Passes as text.
         target: The runtime the result is meant for; docs/targets.md says what each one changes.
         seed: For everything random; one seed, the same bytes.
+        min_runtime: The oldest ONNX Runtime that must fold the stored weights, such as 1.17.
         no_store: Leave out the lossless storage that is appended by default.
         verify_each: Check and run the model after every pass, not only at the end.
         reproducer: A folder for the model and the rest of the recipe if a pass fails.
@@ -75,6 +77,7 @@ class What:
     ] = ()
     target: TargetName = "cpu"
     seed: int = 0
+    min_runtime: str | None = None
     no_store: Flag = False
     verify_each: Flag = False
     reproducer: Path | None = None
@@ -205,11 +208,22 @@ def _recipe(what: What) -> Recipe:
             "`onnxslim-passes passes` lists them."
         )
     if what.recipe is None:
-        return Recipe("command line", "", tuple(passes))
-    recipe = Recipe.open(what.recipe)
-    for pass_ in passes:
-        recipe = recipe.with_pass(pass_)
-    return recipe
+        recipe = Recipe("command line", "", tuple(passes))
+    else:
+        recipe = Recipe.open(what.recipe)
+        for pass_ in passes:
+            recipe = recipe.with_pass(pass_)
+    return recipe if what.min_runtime is None else _for_runtime(recipe, what)
+
+
+def _for_runtime(recipe: Recipe, what: What) -> Recipe:
+    """The recipe with `min_runtime` in its storing pass, which is appended if there is none."""
+    if what.no_store:
+        raise UsageError("--min-runtime chooses how weights are stored; it goes without --no-store")
+    stored = [pass_ for pass_ in recipe.passes if isinstance(pass_, StoreWeights)]
+    table = stored[0].to_table() if stored else {"name": StoreWeights.name}
+    name = table.pop("name")
+    return recipe.with_pass(build_pass(name, {**table, "min_runtime": what.min_runtime}))
 
 
 def _check_usage(

@@ -19,8 +19,15 @@ from onnxslim_passes.model import Constant, Model, Node, Variable, load
 from onnxslim_passes.recipe import format_option
 from onnxslim_passes.report.manifest import Manifest, read_manifest
 from onnxslim_passes.report.records import Decision
-from onnxslim_passes.report.terminal import pairs, print_json, reasons_grid, result_console, section
-from onnxslim_passes.report.wording import reason_rows
+from onnxslim_passes.report.terminal import (
+    pairs,
+    print_json,
+    reasons_grid,
+    result_console,
+    section,
+    table,
+)
+from onnxslim_passes.report.wording import bytes_text, reason_rows
 
 __all__ = ["explain"]
 
@@ -96,6 +103,9 @@ def _summary_view(manifest: Manifest) -> RenderableType:
     for name, options in _steps(manifest):
         mine = [decision for by, decision in manifest.decisions if by == name]
         parts.append(section(f"{name}{options}", _reasons(mine)))
+        stored = _by_encoding(mine)
+        if stored is not None:
+            parts.append(section("Bytes by encoding", stored))
     hint = "One in full: onnxslim-passes explain FILE NAME, or a pattern such as 'conv*'"
     return Group(*parts, Text(hint))
 
@@ -108,6 +118,39 @@ def _steps(manifest: Manifest) -> Iterable[tuple[str, str]]:
     for step in manifest.recipe:
         options = [f"{key}={format_option(value)}" for key, value in step.items() if key != "name"]
         yield str(step["name"]), f" ({', '.join(options)})" if options else ""
+
+
+def _by_encoding(decisions: Iterable[Decision]) -> RenderableType | None:
+    """Weights, bytes before and after, and the entropy bound, encoding by encoding; None if none.
+
+    The bound is that of an ideal code of order 0, without a table; it is known where a weight has
+    at most 256 values.
+    """
+    rows: dict[str, list[Decision]] = {}
+    for decision in decisions:
+        if "encoding" in decision.figures and "before_bytes" in decision.figures:
+            rows.setdefault(str(decision.figures["encoding"]), []).append(decision)
+    if not rows:
+        return None
+    listed = table("encoding", "weights", "before", "after", "entropy bound", right=("weights",))
+    for encoding, members in sorted(rows.items()):
+        before, after = (
+            sum(int(member.figures[key]) for member in members)
+            for key in ("before_bytes", "after_bytes")
+        )
+        bounds = [_bound_bytes(member) for member in members]
+        known = sum(bound for bound in bounds if bound is not None)
+        bound = bytes_text(known) if None not in bounds else ""
+        listed.add_row(encoding, str(len(members)), bytes_text(before), bytes_text(after), bound)
+    return listed
+
+
+def _bound_bytes(decision: Decision) -> int | None:
+    figures = decision.figures
+    if "entropy_bits" not in figures:
+        return None
+    elements = 8 * float(figures["after_bytes"]) / float(figures["bits_per_weight"])
+    return round(float(figures["entropy_bits"]) * elements / 8)
 
 
 def _reasons(decisions: list[Decision]) -> RenderableType:

@@ -8,7 +8,7 @@ the file: the graph that runs is the one of the dense model, which is checked be
 returns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -35,6 +35,12 @@ from onnxslim_passes.storage.contents import Contents
 from onnxslim_passes.storage.folding import folded, settle
 from onnxslim_passes.storage.pools import pool_offers
 from onnxslim_passes.storage.recognition import decoder_constants
+from onnxslim_passes.storage.runtimes import (
+    encoding_release,
+    file_release,
+    parse_release,
+    release_text,
+)
 from onnxslim_passes.storage.writer import Replacement, Writer, may_have_functions, short_names
 
 __all__ = ["StoreWeights"]
@@ -165,6 +171,14 @@ class StoreWeights(Selection, Pass):
             "removed those; loads slower"
         ),
     ] = False
+    min_runtime: Annotated[
+        str | None,
+        Field(
+            pattern=r"^\d+\.\d+(\.\d+)?$",
+            description="a release of ONNX Runtime, such as 1.17, with which the file must fold: "
+            "only encodings that were tested with it or with older ones are taken",
+        ),
+    ] = None
     min_elements: Annotated[
         int, Field(ge=2, description="smaller constants are left as they are")
     ] = 32
@@ -172,7 +186,11 @@ class StoreWeights(Selection, Pass):
     @property
     def allowed(self) -> tuple[EncodingName, ...]:
         """The encodings that may be chosen."""
-        return _LEVELS[self.level] if self.encodings is None else self.encodings
+        wanted = _LEVELS[self.level] if self.encodings is None else self.encodings
+        if self.min_runtime is None:
+            return wanted
+        release = parse_release(self.min_runtime)
+        return tuple(name for name in wanted if encoding_release(name) <= release)
 
     def requires(self, model: Model) -> None:
         """Sees that names in `include`, `exclude` and `op_types` occur in the model."""
@@ -197,9 +215,29 @@ class StoreWeights(Selection, Pass):
             items.extend(found)
         self._prove(model, replacements)
         decisions = [*survey.decisions, *map(_decision, items), *_shared_parts(items)]
+        if replacements:
+            decisions.append(self._needs(model, items))
         if self.level == "smallest":
             decisions.append(_shorten(model))
         return PassResult(any(decision.taken for decision in decisions), tuple(decisions))
+
+    def _needs(self, model: Model, items: Iterable[_Item]) -> Decision:
+        """Says which release of ONNX Runtime the file needs, and whether that is what was asked."""
+        used = {item.chosen.plan.encoding for item in items if item.replaced}
+        needed = file_release(model.opset, used)
+        text = f"needs ONNX Runtime {release_text(needed)} and opset {model.opset}"
+        if self.min_runtime is not None:
+            asked = parse_release(self.min_runtime)
+            left = [name for name in _LEVELS[self.level] if encoding_release(name) > asked]
+            if left:
+                text += f"; for min_runtime={self.min_runtime} without {', '.join(left)}"
+            if needed > asked:
+                text += f"; the opset of the model is newer than min_runtime={self.min_runtime}"
+        figures: dict[str, int | float | str] = {
+            "min_runtime": release_text(needed),
+            "opset": model.opset,
+        }
+        return Decision(where="the file", taken=False, reason=text, figures=figures)
 
     def _candidates(self, graph: Graph, survey: "_Survey") -> list[_Item]:
         """The constants of one graph that could be smaller; the survey says why others cannot.

@@ -270,3 +270,28 @@ def test_an_interrupt_while_saving_leaves_nothing(run, model, tmp_path, monkeypa
     assert result.code == 130
     assert "interrupted" in result.err
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(("release", "stored"), [("1.17", "sparse"), ("1.16.2", "dense")])
+def test_min_runtime_restricts_how_weights_are_stored(run, model, tmp_path, release, stored):
+    out = tmp_path / "small.onnx"
+    text = "prune-magnitude:sparsity=0.9,min_elements=1"
+    options = ["--pass", text, "--min-runtime", release, "--json"]
+    report = run("compress", model, "-o", out, *options).json
+    decisions = report["passes"][-1]["decisions"]
+    head = next(item for item in decisions if item["where"] == "head_weight")
+    assert head["figures"]["encoding"] == stored
+    told = [item["figures"]["min_runtime"] for item in decisions if item["where"] == "the file"]
+    assert told == (["1.17"] if stored == "sparse" else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--min-runtime", "new"], "min_runtime"), (["--min-runtime", "1.17", "--no-store"], "store")],
+)
+def test_bad_min_runtime_is_refused(run, model, tmp_path, options, words):
+    out = tmp_path / "small.onnx"
+    result = run("compress", model, "-o", out, "--pass", "prune-magnitude", *options)
+    assert result.code == 2
+    assert words in result.err
+    assert not out.exists()

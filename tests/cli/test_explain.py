@@ -56,3 +56,12 @@ def test_a_file_without_manifest_is_refused_with_advice(run, model):
     result = run("explain", model)
     assert result.code == 3
     assert "carries no manifest" in result.err
+
+
+def test_bytes_by_encoding_beside_the_entropy_bound(run, small):
+    lines = run("explain", small).out.splitlines()
+    at = lines.index("Bytes by encoding")
+    heads = lines[at + 1].split()
+    assert heads == ["encoding", "weights", "before", "after", "entropy", "bound"]
+    told = {line.split()[0]: line.split()[1] for line in lines[at + 2 :] if len(line.split()) > 5}
+    assert told.get("bitmask") == "1"  # head_weight, a quarter of it
