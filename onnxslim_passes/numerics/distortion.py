@@ -44,3 +44,22 @@ def sqnr_db(original: FloatArray, changed: FloatArray) -> float:
         return math.inf
     signal = energy(original)
     return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf
+
+
+def weighted_sqnr_db(original: FloatArray, changed: FloatArray, weights: FloatArray) -> float:
+    """`sqnr_db` with squares that count differently.
+
+    Args:
+        original: any shape.
+        changed: of the same shape.
+        weights: how much each square counts, >= 0, of the same shape.
+    """
+    signal, noise = 0.0, 0.0
+    parts = zip(blocks(original), blocks(changed), blocks(weights), strict=True)
+    for ours, theirs, counted in parts:
+        wide, share = ours.astype(np.float64), counted.astype(np.float64)
+        signal += float(np.sum(share * np.square(wide)))
+        noise += float(np.sum(share * np.square(wide - theirs.astype(np.float64))))
+    if noise == 0:
+        return math.inf
+    return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from onnxslim_passes.model import Constant, Node, Use
-from onnxslim_passes.numerics.affine import quantize, weight_grid
+from onnxslim_passes.numerics.affine import quantize
+from onnxslim_passes.numerics.common_codes import kept_grid
 from onnxslim_passes.passes.base import Decision
 
 SMALLEST_TABLE = 4096
@@ -73,7 +74,7 @@ class EmbeddingRewriter:
         if table not in self._tables:
             owner = table.owner
             assert owner is not None  # every constant of a loaded model has one
-            grid = weight_grid(table.values, np.int8, 0)
+            grid = kept_grid(table.values, np.int8, 0)
             self._tables[table] = (
                 owner.add_constant(f"{table.name}_quantized", quantize(table.values, grid)),
                 owner.add_constant(f"{table.name}_scale", grid.scale[:, None]),

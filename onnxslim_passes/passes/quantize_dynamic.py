@@ -11,7 +11,8 @@ from pydantic import Field
 from onnxslim_passes.calibration import collect_ranges
 from onnxslim_passes.errors import UnsupportedModelError
 from onnxslim_passes.model import Constant, Graph, Model, Node, Types, Use, Variable, Weight
-from onnxslim_passes.numerics.affine import AffineGrid, quantize, weight_grid
+from onnxslim_passes.numerics.affine import AffineGrid, quantize
+from onnxslim_passes.numerics.common_codes import kept_grid
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.embeddings import EmbeddingRewriter, is_embedding, objection
 from onnxslim_passes.passes.placement import (
@@ -318,7 +319,7 @@ class _Rewriter:
             axis = 1 if self._per_channel else None
             least = pair_scale(node, values, axis) if self._narrow else 0.0
             values = values.T if transposed else values
-            grid = weight_grid(values, np.int8, axis).at_least(least)
+            grid = kept_grid(values, np.int8, axis).at_least(least)
             self._weights[key] = self._store(weight, values, grid)
         return self._weights[key]
 

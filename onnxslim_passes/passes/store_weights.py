@@ -55,6 +55,8 @@ EncodingName = Literal[
     "codebook-packed",
     "codebook-sparse",
     "codebook-huffman",
+    "codebook-vectors",
+    "codebook-blocks",
     "bitmask",
     "rice",
     "grid",
@@ -64,7 +66,7 @@ EncodingName = Literal[
 # Tensors and operators that every runtime has had for years.
 _PORTABLE: tuple[EncodingName, ...] = (
     *("sparse", "fill", "narrow", "codebook-uint8", "codebook-uint4", "codebook-packed"),
-    *("codebook-sparse", "grid"),
+    *("codebook-sparse", "codebook-vectors", "codebook-blocks", "grid"),
 )
 _COMPACT: tuple[EncodingName, ...] = (*_PORTABLE, "bitmask", "rice")
 Level = Literal["portable", "compact", "smallest"]
@@ -395,7 +397,8 @@ def _describe(plan: Plan) -> str:
     if "pool" in figures:
         parts.append(f"with {figures['weights']} weights in one stream, {figures['pool']}")
     elif "clusters" in figures:
-        parts.append(f"{figures['clusters']} values per {figures['per']}")
+        values = f"groups of {figures['group']} values" if "group" in figures else "values"
+        parts.append(f"{figures['clusters']} {values} per {figures['per']}")
         parts.append(f"{figures['bits']}-bit codes")
     if "values" in figures:
         parts.append(f"values {figures['values']}")

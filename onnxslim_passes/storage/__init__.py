@@ -7,6 +7,7 @@ A new encoding is one file here and one line in `ENCODINGS`.
 """
 
 from onnxslim_passes.storage.base import Encoding
+from onnxslim_passes.storage.blocks import CodebookBlocks
 from onnxslim_passes.storage.codebook import (
     CodebookPacked,
     CodebookSparse,
@@ -20,6 +21,7 @@ from onnxslim_passes.storage.huffman import CodebookHuffman
 from onnxslim_passes.storage.narrow import Narrow
 from onnxslim_passes.storage.scattered import Bitmask, Rice
 from onnxslim_passes.storage.sparse import Sparse
+from onnxslim_passes.storage.vectors import CodebookVectors
 
 # In the order in which equal prices are resolved: the simplest decoder first.
 ENCODINGS: dict[str, Encoding] = {
@@ -34,6 +36,8 @@ ENCODINGS: dict[str, Encoding] = {
         CodebookPacked(),
         CodebookSparse(),
         CodebookHuffman(),
+        CodebookVectors(),
+        CodebookBlocks(),
         Bitmask(),
         Rice(),
         Grid(),

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import helper
 
+from onnxslim_passes.numerics.common_codes import with_common_codes
 from onnxslim_passes.numerics.weight_formats import (
     BlockCodes,
     BlockLayout,
@@ -40,6 +41,7 @@ from onnxslim_passes.storage.fill import Fill
 from onnxslim_passes.storage.huffman import CodebookHuffman
 from onnxslim_passes.storage.narrow import Narrow
 from onnxslim_passes.storage.scattered import Bitmask, Rice
+from onnxslim_passes.storage.vectors import CodebookVectors
 
 Array = npt.NDArray[Any]
 
@@ -52,6 +54,7 @@ _PARTS: tuple[Encoding, ...] = (
     CodebookPacked(),
     CodebookSparse(),
     CodebookHuffman(),
+    CodebookVectors(),
     Bitmask(),
     Rice(),
 )
@@ -97,7 +100,7 @@ def _grids(contents: Contents, axis: int) -> Iterator[tuple[BlockLayout, BlockCo
         if grid is None:
             failed.append(block)
         else:
-            yield layout, grid
+            yield layout, with_common_codes(grid)
 
 
 def _estimate(layout: BlockLayout, grid: BlockCodes) -> int:

@@ -26,3 +26,13 @@ def test_limits():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"shapes differ: \(2,\) and \(3,\)"):
         distortion.sqnr_db(np.ones(2), np.ones(3))
+
+
+def test_squares_that_count_differently():
+    original, changed = np.array([1.0, 2.0]), np.array([1.5, 2.0])
+    plain = distortion.sqnr_db(original, changed)
+    ones = distortion.weighted_sqnr_db(original, changed, np.ones(2))
+    assert ones == pytest.approx(plain)
+    assert distortion.weighted_sqnr_db(original, changed, np.array([0, 1])) == np.inf
+    assert distortion.weighted_sqnr_db(original, changed, np.array([4, 0.0])) < plain
+    assert distortion.weighted_sqnr_db(np.zeros(2), changed, np.ones(2)) == -np.inf

@@ -20,10 +20,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"block": (4, 2), "sparsity": 0.4, "min_elements": 1, "embeddings": True},
     ],
     "cluster-weights": [
-        {"bits": 2, "min_elements": 1},
-        {"clusters": 5, "per": "channel"},
-        {"sqnr_db": 15, "method": "gmm", "min_elements": 1},
+        {"sqnr_db": 15, "method": "gmm", "per": "channel", "min_elements": 1},
         {"max_error": 0.1, "per": "block", "block_size": 64},
+        {"scales": "channel", "group": 2, "bits": 2, "min_elements": 1},
     ],
     "quantize-static": [
         {"placement": "everywhere"},

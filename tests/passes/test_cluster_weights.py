@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+from onnxslim_passes.calibration import Samples
 from onnxslim_passes.model import Model
 from onnxslim_passes.passes.base import Context, Decision, PassResult
 from onnxslim_passes.passes.cluster_weights import ClusterWeights
@@ -162,9 +163,9 @@ def test_a_target_out_of_reach_is_said() -> None:
     model = network(noise(32, 64, 3, 3), noise(32, 600))
     result, decisions = cluster(model, sqnr_db=90, exclude=("table",))
     assert not result.changed
-    assert decisions["conv"].reason == "8 bits do not hold sqnr_db=90.0"
+    assert decisions["conv"].reason == "indices of 8 bits do not hold sqnr_db=90.0"
     _, decisions = cluster(model, max_error=1e-6, exclude=("table",))
-    assert decisions["conv"].reason == "8 bits do not hold max_error=1e-06"
+    assert decisions["conv"].reason == "indices of 8 bits do not hold max_error=1e-06"
 
 
 def test_a_target_leaves_weights_alone_that_would_need_too_large_tables() -> None:
@@ -189,7 +190,7 @@ def test_blocks_have_their_own_values() -> None:
     model = network(conv, noise(8, 600))
     _, decisions = cluster(model, bits=2, per="block", block_size=64)
     assert decisions["conv"].reason == (
-        "blocks of 64 elements of a channel along axis 0 share 4 values each"
+        "each block of 64 elements of a channel along axis 0 shares 4 values"
     )
     blocks = values(model, "conv").reshape(-1, 64)
     assert max(np.unique(block).size for block in blocks) == 4
@@ -270,6 +271,94 @@ def test_uses_that_agree_on_no_channel_share_one_set() -> None:
     assert "its uses agree on no channel axis" in decisions["w"].reason
 
 
+def scaled_channels() -> Array:
+    return noise(32, 8, 3, 3) * np.geomspace(0.01, 10, 32, dtype=np.float32)[:, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"scales": "channel"}, "one table of 16 int8 values, and each channel along axis 0 has"),
+        (
+            {"scales": "channel", "group": 2, "bits": 3},
+            "one table of 64 int8 groups of 2 values, and each channel along axis 0 has a scale",
+        ),
+        (
+            {"scales": "block", "block_size": 24},
+            "one table of 16 int8 values, and each block of 24 elements of a channel along axis 0",
+        ),
+    ],
+)
+def test_channels_share_a_table_and_have_scales(options: dict[str, Any], words: str) -> None:
+    one, scaled = (network(scaled_channels(), noise(32, 600)) for _ in range(2))
+    _, plain = cluster(one, bits=options.get("bits", 4))
+    _, decisions = cluster(scaled, **options)
+    assert decisions["conv"].reason.startswith(words)
+    gained = float(decisions["conv"].figures["sqnr_db"]) - float(plain["conv"].figures["sqnr_db"])
+    assert gained > 1
+    again, decisions = cluster(scaled, **options)
+    assert not again.changed
+    assert "already" in decisions["conv"].reason
+
+
+@pytest.mark.parametrize("scales", ["none", "channel"])
+@pytest.mark.parametrize("group", [2, 4, 8])
+def test_groups_share_an_index(group: int, scales: str) -> None:
+    model = network(noise(32, 64, 3, 3), noise(32, 640))
+    _, decisions = cluster(model, group=group, bits=1, scales=scales)
+    assert decisions["conv"].figures["bits"] == 1
+    assert decisions["conv"].figures["clusters"] <= 1 << group
+    again, decisions = cluster(model, group=group, bits=1, scales=scales)
+    assert not again.changed
+    assert f"groups of {group} values already" in decisions["conv"].reason
+
+
+def test_groups_without_a_size_have_indices_of_a_byte() -> None:
+    model = network(noise(32, 64, 3, 3), noise(32, 640))
+    _, decisions = cluster(model, group=4)
+    assert decisions["conv"].figures["clusters"] == 256
+    assert decisions["conv"].reason == "its elements share 256 groups of 4 values"
+
+
+def test_errors_count_by_the_inputs_where_samples_are_given() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 64] x) => (float[N, 32] y) { y = MatMul(x, w) }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(noise(64, 32), "w"))
+    # Of 64 inputs 8 matter: 256 weights, for which alone 8 values fit better.
+    feed = {"x": noise(200, 64) * np.where(np.arange(64) % 8, 0.1, 10).astype(np.float32)}
+    exact, errors = open_session(proto).run(feed)["y"], {}
+    for weighting in ("inputs", "none"):
+        model = Model.from_proto(proto)
+        context = Context(samples=Samples.from_feeds([feed]))
+        (decision,) = ClusterWeights(bits=3, weighting=weighting).apply(model, context).decisions
+        assert ("output_sqnr_db" in decision.figures) == (weighting == "inputs")
+        assert decision.reason.endswith("counted by its inputs") == (weighting == "inputs")
+        errors[weighting] = np.sum((open_session(model).run(feed)["y"] - exact) ** 2)
+    assert errors["inputs"] < 0.9 * errors["none"]
+
+
+def test_a_group_that_does_not_divide() -> None:
+    model = network(noise(25, 7, 3, 3), noise(25, 640))
+    _, decisions = cluster(model, group=2, bits=2, scales="channel")
+    assert decisions["conv"].reason == "group=2 does not divide the 63 elements of a channel"
+    _, decisions = cluster(model, group=2, bits=2)
+    assert decisions["conv"].reason == "group=2 does not divide the 1575 elements of the weight"
+    even = network(noise(26, 7, 3, 3), noise(26, 640))
+    _, decisions = cluster(even, group=2, bits=2)
+    # Across channels: the weight's elements can be grouped, its channels' cannot.
+    assert decisions["conv"].taken
+
+
+def test_scales_of_half_precision() -> None:
+    model = network(scaled_channels().astype(np.float16), noise(32, 600, dtype=np.float16))
+    _, decisions = cluster(model, scales="channel")
+    assert decisions["conv"].taken
+    assert values(model, "conv").dtype == np.float16
+    assert float(decisions["conv"].figures["sqnr_db"]) > 18
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -284,7 +373,14 @@ def test_uses_that_agree_on_no_channel_share_one_set() -> None:
         ({"max_error": 1.5}, "less than 1"),
         ({"max_error": 0.1, "method": "gmm"}, "max_error has a k-means of its own"),
         ({"max_error": 0.1, "init": "linear"}, "max_error has a k-means of its own"),
-        ({"block_size": 64}, "block_size is for per=block; per is tensor"),
+        ({"group": 3}, "1, 2, 4 or 8"),
+        ({"group": 4, "bits": 3}, "groups of 4 needs indices of more than 8 bits"),
+        ({"group": 2, "per": "channel"}, "per=channel gives each its own table"),
+        ({"scales": "block", "per": "block"}, "per=block gives each its own table"),
+        ({"group": 2, "method": "gmm"}, "method=gmm is for single values without scales"),
+        ({"group": 2, "init": "linear"}, "init is for single values"),
+        ({"scales": "channel", "max_error": 0.1}, "max_error is for single values"),
+        ({"block_size": 64}, "block_size is for per=block or scales=block"),
         ({"bitz": 4}, "bitz"),
     ],
 )

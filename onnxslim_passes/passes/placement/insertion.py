@@ -25,8 +25,8 @@ from onnxslim_passes.numerics.affine import (
     minimum_weight_scale,
     quantize,
     quantize_bias,
-    weight_grid,
 )
+from onnxslim_passes.numerics.common_codes import kept_grid
 from onnxslim_passes.passes.placement.operators import (
     CLAMPS,
     SELF_QUANTIZED,
@@ -297,7 +297,7 @@ def _grid_without_saturation(
     scheme: Scheme,
 ) -> AffineGrid:
     """The weights' grid, with scales raised until no bias of a user and no pair saturates."""
-    grid = weight_grid(values, scheme.weights, axis)
+    grid = kept_grid(values, scheme.weights, axis)
     for site in users:
         if scheme.adds_pairs and scheme.weights == np.int8:
             grid = grid.at_least(pair_scale(site.node, values, axis))
