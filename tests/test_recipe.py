@@ -172,7 +172,8 @@ def test_ready_recipes_open_and_round_trip(name):
     assert recipe.name == name
     assert recipe.description
     assert Recipe.from_toml(recipe.to_toml()) == recipe
-    stages = [step.stage for step in recipe.passes]
+    # Training may stand behind any stage that costs fidelity.
+    stages = [step.stage for step in recipe.passes if step.stage != Stage.TUNE]
     assert stages == sorted(stages)
 
 
