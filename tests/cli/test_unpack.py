@@ -10,7 +10,6 @@ def small(run, model, tmp_path):
     out = tmp_path / "small.onnx"
     passes = ["--pass", "prune-magnitude:sparsity=0.8,min_elements=1"]
     passes += ["--pass", "cluster-weights:bits=3,min_elements=1"]
-    passes += ["--pass", "store-weights:level=smallest"]
     assert run("compress", model, "-o", out, *passes).code == 0
     return out
 
