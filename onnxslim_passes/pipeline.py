@@ -40,7 +40,7 @@ from onnxslim_passes.passes.placement import find_target
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.report.manifest import Manifest, write_manifest
 from onnxslim_passes.report.provenance import source_file, source_sha256, versions
-from onnxslim_passes.report.records import Decision, PassRecord, Report
+from onnxslim_passes.report.records import AT_LOAD, Decision, PassRecord, Report
 from onnxslim_passes.runtime import Optimization, Session, open_session
 from onnxslim_passes.storage.unpacking import unpack_weights
 
@@ -472,7 +472,7 @@ def _write_account(
     preparations: Sequence[Decision],
     records: Iterable[PassRecord],
 ) -> None:
-    decisions = [("load", decision) for decision in preparations]
+    decisions = [(AT_LOAD, decision) for decision in preparations]
     decisions += [(record.name, d) for record in records for d in record.decisions]
     manifest = Manifest(
         source=source.path.name if source.path else "",
@@ -480,6 +480,7 @@ def _write_account(
         versions=versions(),
         seed=seed,
         recipe=[pass_.to_table() for pass_ in passes],
+        counts=(len(preparations), *(len(record.decisions) for record in records)),
         decisions=tuple(decisions),
     )
     write_manifest(work, manifest)

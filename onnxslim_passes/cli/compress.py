@@ -5,7 +5,7 @@ Nothing is written before all checks have passed.
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +26,7 @@ from onnxslim_passes.cli.task import TaskResult, open_task
 from onnxslim_passes.errors import UsageError
 from onnxslim_passes.evaluation import Metric
 from onnxslim_passes.model import Model, load
+from onnxslim_passes.passes.base import Pass
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.pipeline import Pipeline
 from onnxslim_passes.recipe import Recipe, build_pass, format_pass, parse_pass, ready_recipes
@@ -243,21 +244,25 @@ def _check_usage(
     if output.report is not None:
         check_report_suffix(output.report)
         check_output(output.report, [model, output.output], "--report")
-    needy = [pass_.name for pass_ in pipeline.passes if pass_.needs_samples]
+    needy = _names(pass_ for pass_ in pipeline.passes if pass_.needs_samples)
     if needy and data.calibration is None:
         raise UsageError(
-            f"{' and '.join(needy)} needs samples: give --calibration DATA (an .npz with an array "
+            f"{needy} needs samples: give --calibration DATA (an .npz with an array "
             "for each input, a folder of .npz or .npy, or file.py:function); for a smoke test "
             "only, --calibration random"
         )
-    learners = [pass_.name for pass_ in pipeline.passes if pass_.needs_training]
+    learners = _names(pass_ for pass_ in pipeline.passes if pass_.needs_training)
     if learners and data.training is None and data.calibration in (None, RANDOM):
         raise UsageError(
-            f"{' and '.join(learners)} needs samples to train on: give --training DATA (an .npz "
+            f"{learners} needs samples to train on: give --training DATA (an .npz "
             "with an array for each input, a folder of .npz or .npy, or file.py:function)"
         )
     if data.training is not None and not learners:
         raise UsageError("--training is for passes that train, such as fine-tune; there is none")
+
+
+def _names(passes: Iterable[Pass]) -> str:
+    return ", ".join(dict.fromkeys(pass_.name for pass_ in passes))
 
 
 def _training(data: Data, reference: Session) -> Samples | None:

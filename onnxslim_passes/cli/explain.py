@@ -5,6 +5,7 @@ Everything comes from the manifest that the file carries; the model is not run.
 
 import fnmatch
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from onnxslim_passes.errors import ModelError, unknown_name
 from onnxslim_passes.model import Constant, Model, Node, Variable, load
 from onnxslim_passes.recipe import format_option
 from onnxslim_passes.report.manifest import Manifest, read_manifest
-from onnxslim_passes.report.records import Decision
+from onnxslim_passes.report.records import AT_LOAD, Decision
 from onnxslim_passes.report.terminal import (
     pairs,
     print_json,
@@ -100,8 +101,11 @@ def _summary_view(manifest: Manifest) -> RenderableType:
         ]
     )
     parts: list[RenderableType] = [head, Text()]
-    for name, options in _steps(manifest):
-        mine = [decision for by, decision in manifest.decisions if by == name]
+    waiting = iter(manifest.decisions)
+    for (name, options), count in zip(_steps(manifest), manifest.counts, strict=True):
+        mine = [decision for _, decision in islice(waiting, count)]
+        if name == AT_LOAD and not mine:
+            continue
         parts.append(section(f"{name}{options}", _reasons(mine)))
         stored = _by_encoding(mine)
         if stored is not None:
@@ -112,9 +116,7 @@ def _summary_view(manifest: Manifest) -> RenderableType:
 
 def _steps(manifest: Manifest) -> Iterable[tuple[str, str]]:
     """Every pass with its options as text, in order; first what was decided at load."""
-    named = {name for name, _ in manifest.decisions}
-    if "load" in named:
-        yield "load", ""
+    yield AT_LOAD, ""
     for step in manifest.recipe:
         options = [f"{key}={format_option(value)}" for key, value in step.items() if key != "name"]
         yield str(step["name"]), f" ({', '.join(options)})" if options else ""

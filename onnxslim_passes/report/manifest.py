@@ -30,6 +30,7 @@ class Manifest:
         versions: of onnxslim-passes, onnx and onnxruntime.
         seed: of everything random.
         recipe: the passes as tables: ``name`` and options.
+        counts: how many decisions were taken at load and by each pass of the recipe.
         decisions: pass name and decision, in order.
     """
 
@@ -38,6 +39,7 @@ class Manifest:
     versions: Mapping[str, str]
     seed: int
     recipe: Sequence[Mapping[str, Any]]
+    counts: tuple[int, ...]
     decisions: tuple[tuple[str, Decision], ...]
 
     def to_text(self) -> str:
@@ -48,7 +50,8 @@ class Manifest:
             + ([jsonable(decision.figures)] if decision.figures else [])
             for name, decision in self.decisions
         ]
-        packed = zlib.compress(_compact({"passes": names, "rows": rows}).encode(), level=9)
+        told = {"passes": names, "counts": self.counts, "rows": rows}
+        packed = zlib.compress(_compact(told).encode(), level=9)
         return _compact(
             {
                 "manifest": MANIFEST_VERSION,
@@ -83,6 +86,7 @@ class Manifest:
                 versions=plain["versions"],
                 seed=plain["seed"],
                 recipe=plain["recipe"],
+                counts=tuple(packed["counts"]),
                 decisions=decisions,
             )
         except (ValueError, KeyError, IndexError, TypeError, zlib.error) as error:

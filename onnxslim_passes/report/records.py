@@ -13,6 +13,9 @@ Figure = int | float | str
 
 REPORT_SUFFIXES = (".json", ".html")
 
+AT_LOAD = "load"
+"""What stands in place of a pass for decisions taken before the first one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -111,7 +114,7 @@ class Report:
     def decisions(self) -> Iterator[tuple[str, Decision]]:
         """Every decision with the name of the pass that took it."""
         for decision in self.preparations:
-            yield "load", decision
+            yield AT_LOAD, decision
         for record in self.passes:
             for decision in record.decisions:
                 yield record.name, decision

@@ -65,3 +65,16 @@ def test_bytes_by_encoding_beside_the_entropy_bound(run, small):
     assert heads == ["encoding", "weights", "before", "after", "entropy", "bound"]
     told = {line.split()[0]: line.split()[1] for line in lines[at + 2 :] if len(line.split()) > 5}
     assert told.get("bitmask") == "1"  # head_weight, a quarter of it
+
+
+def test_a_pass_that_stands_twice_has_two_accounts(run, model, tmp_path):
+    out = tmp_path / "out.onnx"
+    recipe = tmp_path / "twice.toml"
+    step = '[[pass]]\nname = "prune-magnitude"\nmin_elements = 1\nsparsity = '
+    recipe.write_text(f"{step}0.3\n{step}0.6\n")
+    assert run("compress", model, "-o", out, "--recipe", recipe).code == 0
+    text = run("explain", out).out
+    first, second = text.split("prune-magnitude (")[1:]
+    assert "0.3 of its magnitudes" in first
+    assert "0.6 of its magnitudes" not in first
+    assert "0.6 of its magnitudes" in second

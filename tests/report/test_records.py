@@ -32,6 +32,7 @@ def manifest(decisions: tuple[tuple[str, Decision], ...]) -> Manifest:
         versions={"onnx": "1"},
         seed=3,
         recipe=[{"name": "prune-magnitude", "sparsity": 0.8}],
+        counts=(0, len(decisions)),
         decisions=decisions,
     )
 
