@@ -104,8 +104,13 @@ def test_a_weight_that_the_loss_does_not_meet_stays():
             g (float[N, 2] x) => (float[N, 2] y) { y = Relu (x) }""")), "no floating-point"),
         (Model.from_proto(with_weights("""
             <ir_version: 9, opset_import: ["" : 18]>
-            g (float[N, 32] x) => (float[N, 32] y) <int8[32, 32] w, float s>
-            { f = DequantizeLinear (w, s) y = MatMul (x, f) }""", s=0.1)), "weights are integers"),
+            g (float[N, 32] x) => (float[N, 32] y) <int8[32, 32] w>
+            {
+                q, scale, zero = DynamicQuantizeLinear (x)
+                p = MatMulInteger (q, w, zero)
+                f = Cast <to = 1> (p)
+                y = Mul (f, scale)
+            }""")), "weights are integers"),
     ],
     ids=["none", "integers"],
 )  # fmt: skip
