@@ -29,7 +29,8 @@ def adding_order(node: Node, weights: Array) -> Array:
         node: takes `weights` as its second input.
         weights: of rank 2 or, for a Conv, more.
     """
-    if node.op == "Conv" and weights.shape[1] > 1:
+    depthwise = weights.shape[1] == 1 and node.attr("group", 1) == weights.shape[0]
+    if node.op == "Conv" and not depthwise:
         return np.moveaxis(weights, 1, -1).reshape(weights.shape[0], -1)
     if node.op not in ("MatMul", "Gemm"):
         return weights.reshape(-1, 1)
