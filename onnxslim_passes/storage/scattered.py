@@ -19,6 +19,7 @@ on, the places of the ones are scattered instead, one place behind the last for 
     P = ScatterElements(zeros, Where(bits, CumSum(bits) - 1, ones), Range(bits))[:ones]
 """
 
+import abc
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar
@@ -67,8 +68,9 @@ class _Scattered(Encoding):
             figures = {**values.figures, "density": density, "values": values.encoding}
             yield Plan(self.name, reshape(flat, contents.shape), figures)
 
+    @abc.abstractmethod
     def _size(self, contents: Contents) -> RiceSize | None:
-        raise NotImplementedError
+        """How the places are coded; None where this encoding is not for them."""
 
 
 class Bitmask(_Scattered):

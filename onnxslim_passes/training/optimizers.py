@@ -9,6 +9,7 @@ agree with PyTorch's `SGD`, `Adam` and `AdamW` of the same options, whose defini
 - Steps relative to a weight's size: Shazeer and Stern 2018, arXiv:1804.04235, section 8.
 """
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class Moved:
     slots: dict[str, Variable]
 
 
-class Optimizer:
+class Optimizer(abc.ABC):
     """An optimizer in one graph.
 
     Args:
@@ -77,11 +78,11 @@ class Optimizer:
         root = emit.op("Sqrt", emit.reduce_mean(emit.square(value)))
         return emit.op("Max", root, emit.scalar(_SMALLEST_SIZE, root))
 
+    @abc.abstractmethod
     def _step(
         self, gradient: Tensor, slots: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Variable]]:
         """What is subtracted from a weight, and the slots after."""
-        raise NotImplementedError
 
 
 class Sgd(Optimizer):
