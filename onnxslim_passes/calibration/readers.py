@@ -243,16 +243,22 @@ class FolderReader:
 
 
 class FunctionReader:
-    """A function of the user's that yields feeds: `{input name: array}` or `(feed, labels)`."""
+    """A function of the user's that yields feeds: `{input name: array}` or `(feed, labels)`.
 
-    def __init__(self, spec: str) -> None:
+    Attributes:
+        has_epochs: Whether it has an argument `epoch`: then it may yield other samples for each.
+    """
+
+    def __init__(self, spec: str, *, epoch: int = 0) -> None:
         self.name = spec
-        self._function = UserFunction(spec, SamplesError)
+        self._function = UserFunction(spec, SamplesError, optional=["epoch"])
+        self._epoch = epoch
+        self.has_epochs = "epoch" in self._function.takes
 
     def items(self, inputs: Sequence[InputSpec]) -> Iterator[Item]:
         """See `Reader`."""
         names = {i.name for i in inputs}
-        result = self._function()
+        result = self._function(epoch=self._epoch)
         with self._function.guarded("the call"):
             iterator = _iterator(result, self.name)
         for index in range(2**62):
@@ -262,6 +268,10 @@ class FunctionReader:
                 except StopIteration:
                     return
             yield _item(feed, f"{self.name}, feed {index}", names)
+
+    def in_epoch(self, epoch: int) -> "FunctionReader":
+        """What the function yields in an epoch of training, from 1; 0 is outside of training."""
+        return FunctionReader(self.name, epoch=epoch)
 
     def digest(self) -> str:
         """See `Reader`; runs the function once."""

@@ -59,7 +59,8 @@ class Samples:
         Args:
             spec: An `.npz` with an array for each input, whose first axis counts samples; a folder
                 of `.npz` or `.npy` files, a sample each; or `file.py:function`, a generator of
-                `{input name: array}`. Arrays called `labels` are not fed.
+                `{input name: array}`. Arrays called `labels` are not fed. A function with an
+                argument `epoch` may yield other samples in each epoch of training; see `in_epoch`.
             batch_size: Samples a feed, where the model leaves the batch free and the arrays of an
                 `.npz` have the rank of the model's inputs.
 
@@ -175,6 +176,21 @@ class Samples:
         """Yields checked feeds with their labels, or None where the data has none."""
         for item in self._items(inputs):
             yield dict(item.arrays), item.labels
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether the data may differ from one epoch of training to the next."""
+        return isinstance(self._reader, FunctionReader) and self._reader.has_epochs
+
+    def in_epoch(self, epoch: int) -> "Samples":
+        """The samples as one epoch of training sees them, themselves unless `has_epochs`.
+
+        Args:
+            epoch: From 1; 0 is what everything but training sees.
+        """
+        if isinstance(self._reader, FunctionReader) and self._reader.has_epochs:
+            return Samples(self._reader.in_epoch(epoch))
+        return self
 
     def fingerprint(self) -> str:
         """A SHA-256 over the data, 64 hexadecimal digits; the same data gives the same."""

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -30,15 +30,24 @@ class UserFunction:
     Attributes:
         spec: "file.py:function", as the user wrote it.
         path: The file.
+        takes: Which of the `optional` arguments it has.
     """
 
-    def __init__(self, spec: str, error: type[OnnxSlimError], *, arguments: int = 0) -> None:
+    def __init__(
+        self,
+        spec: str,
+        error: type[OnnxSlimError],
+        *,
+        arguments: int = 0,
+        optional: Sequence[str] = (),
+    ) -> None:
         """Loads the file.
 
         Args:
             spec: "file.py:function".
             error: What to raise when the file or the function cannot be had, or fails.
             arguments: With how many arguments it will be called.
+            optional: Names of further arguments that it gets if it has them.
         """
         file, _, name = spec.rpartition(":")
         self.spec = spec
@@ -48,30 +57,43 @@ class UserFunction:
             raise error(f"{spec}: there is no file {file!r}.")
         with self.guarded(f"loading {file!r}"):
             module = _load(self.path)
-        self._function: Callable[..., Any] = self._find(module, name, arguments)
+        self._function: Callable[..., Any] = self._find(module, name)
+        self.takes = self._checked(arguments, optional)
 
-    def _find(self, module: ModuleType, name: str, arguments: int) -> Callable[..., Any]:
-        """The function, known to take the arguments."""
+    def _find(self, module: ModuleType, name: str) -> Callable[..., Any]:
         functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         function: Any = getattr(module, name, None) if name else None
         if not callable(function):
             hint = nearest(name, functions)
             raise self._error(f"{self.spec}: {self.path.name} has no function {name!r}.{hint}")
-        try:
-            inspect.signature(function).bind(*[None] * arguments)
-        except TypeError as mismatch:
-            raise self._error(
-                f"{self.spec}: called with {arguments} arguments, but {mismatch}."
-            ) from None
-        except ValueError:
-            pass  # a builtin without a signature: the call will tell
         found: Callable[..., Any] = function
         return found
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Calls the function; an exception in it becomes the error given, with its line."""
+    def _checked(self, arguments: int, optional: Sequence[str]) -> frozenset[str]:
+        """Those of the optional arguments that the function has; it must take the others."""
+        try:
+            signature = inspect.signature(self._function)
+        except ValueError:
+            return frozenset()  # a builtin without a signature: the call will tell
+        takes = frozenset(optional) & signature.parameters.keys()
+        try:
+            signature.bind(*[None] * arguments, **dict.fromkeys(takes))
+        except TypeError as mismatch:
+            raise self._error(
+                f"{self.spec}: called with {arguments + len(takes)} arguments, but {mismatch}."
+            ) from None
+        return takes
+
+    def __call__(self, *arguments: Any, **optional: Any) -> Any:
+        """Calls the function; an exception in it becomes the error given, with its line.
+
+        Args:
+            arguments: As many as were announced.
+            optional: Those that it `takes` are handed on by name.
+        """
+        given = {name: value for name, value in optional.items() if name in self.takes}
         with self.guarded("the call"):
-            return self._function(*arguments)
+            return self._function(*arguments, **given)
 
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:

@@ -1,13 +1,16 @@
 """Labelled batches: samples in memory, grouped by shape, split and shuffled by a seed.
 
+Data that differs from epoch to epoch (`Samples.has_epochs`), such as images distorted at random, is
+read anew for each; a sample keeps its place, so that none moves between training and validation.
+
 Samples are single rows of the user's feeds where all inputs count samples along their first axis,
 and whole feeds otherwise (a recurrent state, a batch that the model fixes). Rows of unlike shapes,
 such as lines of text of other widths, never share a batch.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -60,6 +63,10 @@ class _Block:
         labels = None if self.labels is None else self.labels[rows]
         return Batch({name: array[rows] for name, array in self.arrays.items()}, labels, len(rows))
 
+    def signature(self) -> object:
+        """What must be the same of the block in every epoch."""
+        return self.count, self.samples, _signature(self.arrays, self.labels)
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -73,6 +80,7 @@ class TrainingData:
     name: str
     _blocks: tuple[_Block, ...]
     rows: tuple[Array, ...] = field(default=())
+    _anew: Callable[[int], tuple[_Block, ...]] | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, samples: Samples, inputs: Sequence[InputSpec]) -> "TrainingData":
@@ -85,20 +93,28 @@ class TrainingData:
         Raises:
             SamplesError: they do not fit the model, or some have labels and some have none.
         """
-        cut = _can_be_cut(inputs)
-        groups: dict[object, list[tuple[dict[str, Array], Array | None]]] = defaultdict(list)
-        blocks = []
-        for feed, labels in samples.examples(inputs):
-            rows = _rows(feed, labels) if cut else None
-            if rows is None:
-                size = _samples(feed, labels)
-                blocks.append(_Block(feed, labels, count=1, samples=size, whole=True))
-            else:
-                groups[_signature(feed, labels)].append((feed, labels))
-        blocks += [_joined(parts) for parts in groups.values()]
-        if len({block.labels is None for block in blocks}) > 1:
-            raise SamplesError(f"{samples.name}: some samples have labels and some have none.")
-        return cls(samples.name, tuple(blocks), tuple(np.arange(b.count) for b in blocks))
+        blocks = _blocks(samples, inputs)
+        anew = (
+            (lambda epoch: _blocks(samples.in_epoch(epoch), inputs)) if samples.has_epochs else None
+        )
+        return cls(samples.name, blocks, tuple(np.arange(b.count) for b in blocks), anew)
+
+    def in_epoch(self, epoch: int) -> "TrainingData":
+        """The same samples as one epoch of training sees them, from 1.
+
+        Raises:
+            SamplesError: they are not as many, or not of the same shapes, as outside of training.
+        """
+        if self._anew is None:
+            return self
+        blocks = self._anew(epoch)
+        found, wanted = ([block.signature() for block in held] for held in (blocks, self._blocks))
+        if found != wanted:
+            raise SamplesError(
+                f"{self.name}: epoch {epoch} has other samples than epoch 0; a function with an "
+                "argument epoch must yield as many, in the same order and of the same shapes."
+            )
+        return replace(self, _blocks=blocks)
 
     @property
     def count(self) -> int:
@@ -135,17 +151,16 @@ class TrainingData:
         Raises:
             SamplesError: the labels do not fit; the message says how.
         """
-        blocks = tuple(
-            _Block(
-                block.arrays,
-                check_labels(block.labels, spec, self.name, whole=block.whole),
-                block.count,
-                block.samples,
-                block.whole,
+
+        def fitted(blocks: tuple[_Block, ...]) -> tuple[_Block, ...]:
+            return tuple(
+                replace(b, labels=check_labels(b.labels, spec, self.name, whole=b.whole))
+                for b in blocks
             )
-            for block in self._blocks
-        )
-        return TrainingData(self.name, blocks, self.rows)
+
+        read = self._anew
+        anew = None if read is None else (lambda epoch: fitted(read(epoch)))
+        return replace(self, _blocks=fitted(self._blocks), _anew=anew)
 
     def split(self, share: float, seed: int) -> tuple["TrainingData", "TrainingData | None"]:
         """Two parts, the second with about `share` of the samples and at least one.
@@ -173,10 +188,7 @@ class TrainingData:
             )
             for wanted in (False, True)
         ]
-        return (
-            TrainingData(self.name, self._blocks, parts[0]),
-            TrainingData(self.name, self._blocks, parts[1]),
-        )
+        return replace(self, rows=parts[0]), replace(self, rows=parts[1])
 
     def batch_size(self, wanted: int | None) -> int:
         """How many samples a batch has: as wanted, or by default 32, or all if there are fewer.
@@ -224,6 +236,24 @@ class TrainingData:
 _DEFAULT_BATCH = 32
 # Streams of random numbers that have nothing to do with each other.
 _SPLIT, _SHUFFLE = 1, 2
+
+
+def _blocks(samples: Samples, inputs: Sequence[InputSpec]) -> tuple[_Block, ...]:
+    """Reads all samples; see `TrainingData.read`."""
+    cut = _can_be_cut(inputs)
+    groups: dict[object, list[tuple[dict[str, Array], Array | None]]] = defaultdict(list)
+    blocks = []
+    for feed, labels in samples.examples(inputs):
+        rows = _rows(feed, labels) if cut else None
+        if rows is None:
+            size = _samples(feed, labels)
+            blocks.append(_Block(feed, labels, count=1, samples=size, whole=True))
+        else:
+            groups[_signature(feed, labels)].append((feed, labels))
+    blocks += [_joined(parts) for parts in groups.values()]
+    if len({block.labels is None for block in blocks}) > 1:
+        raise SamplesError(f"{samples.name}: some samples have labels and some have none.")
+    return tuple(blocks)
 
 
 def _can_be_cut(inputs: Sequence[InputSpec]) -> bool:

@@ -117,6 +117,7 @@ def _run_epoch(
 ) -> Journal:
     """The steps of one epoch that have not been done yet."""
     number = journal.epochs[-1].number + 1
+    data = data.in_epoch(number)
     places = data.batches(data.batch_size(course.batch_size), seed, number)
     total = course.epochs * len(places)
     for index in range(journal.batches, len(places)):

@@ -269,6 +269,30 @@ def test_function_may_yield_labels(tmp_path: Path) -> None:
     assert [int(labels[0]) for _, labels in Samples.open(text).labelled(X)] == [7, 8]
 
 
+def test_function_may_yield_other_samples_in_each_epoch(tmp_path: Path) -> None:
+    text = script(
+        tmp_path,
+        """
+        import numpy as np
+        def feeds(epoch, scale=2):
+            yield {"x": np.full((1, 3), scale * epoch, np.float32)}
+        """,
+    )
+    samples = Samples.open(text)
+    assert samples.has_epochs
+
+    def first(samples: Samples) -> float:
+        return float(next(samples.feeds(X))["x"][0, 0])
+
+    assert [first(samples), first(samples.in_epoch(3)), first(samples.in_epoch(0))] == [0, 6, 0]
+
+
+def test_other_data_is_the_same_in_each_epoch(tmp_path: Path) -> None:
+    samples = Samples.open(savez(tmp_path, x=rows(1)))
+    assert not samples.has_epochs
+    assert samples.in_epoch(3) is samples
+
+
 @pytest.mark.parametrize(
     ("code", "text"),
     [

@@ -56,6 +56,37 @@ def test_labels_go_with_their_samples():
         np.testing.assert_array_equal(batch.labels, np.argmax(x[:, :3] + 0.3 * x[:, 3:], axis=1))
 
 
+def moving(tmp_path, count="6"):
+    """Samples 0 to 5, in epoch e plus 100 e."""
+    path = tmp_path / "moving.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def feeds(epoch):\n"
+        f"    for number in range({count}):\n"
+        "        x = np.full((1, 4), number + 100 * epoch, np.float32)\n"
+        "        yield {'x': x, 'labels': np.array([number % 3])}\n"
+    )
+    return Samples.open(f"{path}:feeds")
+
+
+def test_samples_that_change_keep_their_places(tmp_path):
+    data = read(moving(tmp_path)).with_labels_as(CLASSES)
+    train, held = data.split(0.3, seed=0)
+    before = all_rows(train, train.in_order(4))
+    for epoch in (2, 1):
+        fresh = train.in_epoch(epoch)
+        np.testing.assert_array_equal(all_rows(fresh, fresh.in_order(4)), before + 100 * epoch)
+        assert fresh.batch(fresh.in_order(4)[0]).labels.dtype == np.int64
+    assert all_rows(held, held.in_order(4)).max() < 6
+    assert read().in_epoch(1).count == 60
+
+
+def test_an_epoch_must_have_the_same_samples(tmp_path):
+    data = read(moving(tmp_path, count="6 + epoch"))
+    with pytest.raises(SamplesError, match="epoch 2 has other samples than epoch 0"):
+        data.in_epoch(2)
+
+
 def test_rows_of_unlike_shapes_never_share_a_batch():
     inputs = [InputSpec(name="x", dtype=FLOAT, shape=("N", "T"))]
     feeds = [{"x": np.zeros((3, width), np.float32)} for width in (4, 5, 4)]

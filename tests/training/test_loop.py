@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from onnxslim_passes.calibration import Samples
 from onnxslim_passes.errors import TrainingError, UsageError
 from onnxslim_passes.training.options import Course, Objective, Parameters, Update
 from onnxslim_passes.training.tuning import Listener, prepare, run
@@ -87,6 +88,24 @@ def test_a_run_that_was_cut_off_ends_in_the_same_bits(tmp_path, at):
     assert tuned.resumed == (at - 1) // 2 * 2 or tuned.resumed == (at - 1) // 6 * 6
     assert same(tuned.state, whole.state)
     assert tuned.epochs == whole.epochs
+
+
+def test_each_epoch_trains_on_its_own_samples(tmp_path):
+    """Weights hardly move: the loss is that of the epoch's labels, validation's stays."""
+    path = tmp_path / "turning.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def feeds(epoch):\n"
+        "    x = np.random.default_rng(1).standard_normal((40, 4)).astype(np.float32)\n"
+        "    yield {'x': x, 'labels': np.full(40, epoch % 3)}\n"
+    )
+    course = Course(epochs=4, batch_size=8, learning_rate=1e-9, validation_split=0.2)
+    tuned = run(session(course, samples=Samples.open(f"{path}:feeds")))
+    one, two, three, four = (epoch.loss for epoch in tuned.epochs[1:])
+    assert four == pytest.approx(one)
+    assert min(abs(one - two), abs(two - three), abs(three - one)) > 0.1
+    validation = [epoch.validation_loss for epoch in tuned.epochs]
+    assert validation == pytest.approx([validation[0]] * 5)
 
 
 def test_a_checkpoint_of_another_run_is_not_taken_up(tmp_path):
