@@ -96,6 +96,7 @@ def lower(
     state: list[StateTensor] = []
     if batch_norm == "batch":
         decisions += _use_batch_statistics(copy, state)
+    _hand_out_batch_statistics(copy)
     return Lowered(copy, tuple(decisions), tuple(state))
 
 
@@ -160,3 +161,33 @@ def _use_batch_statistics(model: Model, state: list[StateTensor]) -> list[Decisi
         reason = "normalizes with the statistics of the batch"
         decisions.append(Decision(where=node.where, taken=True, reason=reason))
     return decisions
+
+
+def _hand_out_batch_statistics(model: Model) -> None:
+    """Lets normalizations with statistics of the batch hand those out, as gradients need them.
+
+    With momentum 0 the operator's running statistics are the batch's; the weighted means that
+    they were become nodes of their own.
+    """
+    graph = model.graph
+    for node in list(graph.nodes):
+        if node.op != "BatchNormalization" or node.domain or not node.attr("training_mode", 0):
+            continue
+        momentum = node.attr("momentum", 0.9)
+        node.attrs["momentum"] = 0.0
+        for place, before in enumerate(node.inputs[3:5], start=1):
+            if place >= len(node.outputs) or node.outputs[place].is_empty():
+                continue
+            running = node.outputs[place]
+            batch = node.outputs[place] = Variable(model.fresh_name(f"{running.name}/batch"))
+            kept, taken, nothing = (
+                graph.add_node("Mul", [tensor, _scalar(model, factor, before)]).outputs[0]
+                for tensor, factor in ((before, momentum), (batch, 1 - momentum), (before, 0))
+            )
+            graph.add_node("Add", [kept, taken], outputs=[running])
+            # ONNX Runtime (1.32) writes these outputs over these inputs, whoever else reads them.
+            node.inputs[2 + place] = nothing
+
+
+def _scalar(model: Model, value: float, like: Variable | Constant) -> Constant:
+    return model.graph.add_constant("factor", np.array(value, like.dtype or np.float32))

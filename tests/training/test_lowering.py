@@ -101,6 +101,27 @@ def test_batch_statistics_update_the_running_ones() -> None:
     np.testing.assert_allclose(found["next var"], 0.75 * np.float32([1, 2]) + 0.25 * var, rtol=1e-5)
 
 
+def test_normalization_in_training_mode_keeps_its_outputs() -> None:
+    proto = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        g (float[N, 2, 4] x, float[2] mean, float[2] var)
+          => (float[N, 2, 4] y, float[2] next_mean, float[2] next_var)
+        <float[2] scale = {1.0, 2.0}, float[2] bias = {0.0, 1.0}> {
+            y, next_mean, next_var =
+                BatchNormalization<momentum = 0.75, training_mode = 1>(x, scale, bias, mean, var)
+        }"""
+    )
+    generator = np.random.default_rng(0)
+    feed = {"x": generator.normal(2, 3, (5, 2, 4)), "mean": [1, 2], "var": [3, 4]}
+    feed = {name: np.asarray(value, np.float32) for name, value in feed.items()}
+    lowered = lower(Model.from_proto(proto)).model
+    (node,) = (node for node in lowered.graph.nodes if node.op == "BatchNormalization")
+    assert node.attr("momentum") == 0  # hands out the statistics of the batch alone
+    wanted, found = run(Model.from_proto(proto), feed), run(lowered, feed)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+
+
 def test_frozen_statistics_are_the_default() -> None:
     lowered = lower(Model.from_proto(batch_normalized()))
     assert not lowered.state

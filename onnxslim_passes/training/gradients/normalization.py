@@ -117,23 +117,33 @@ def batch_normalization(step: Step) -> list[Tensor | None]:
 
 
 def _batch_statistics(step: Step) -> list[Tensor | None]:
+    """In a lowered graph the node hands out the mean and variance of its batch.
+
+    With them x^ is never made: dx = a dy + b (x - m) + c with three numbers for each channel.
+    """
     emit, (x, scale) = step.emit, step.inputs[:2]
     axes = _all_but_channels(emit, x)
-    centered = emit.sub(x, emit.reduce_mean(x, axes, keepdims=True))
-    inverse = _inverse_root(step, emit.reduce_mean(emit.square(centered), axes, keepdims=True))
-    hat = emit.mul(centered, inverse)
+    mean, variance = (emit.cast_like(emit.add_output(step.node, index), x) for index in (1, 2))
+    inverse = _inverse_root(step, variance)
+    centered = emit.sub(x, _for_channels(emit, mean, x))
     # sum dy and sum dy x^ are the gradients of bias and scale, and the means in dx.
-    dbias = emit.reduce_sum(step.dy, axes, keepdims=True)
-    dscale = emit.reduce_sum(emit.mul(step.dy, hat), axes, keepdims=True)
+    dbias = emit.reduce_sum(step.dy, axes)
+    dscale = emit.mul(emit.reduce_sum(emit.mul(step.dy, centered), axes), inverse)
     result: list[Tensor | None] = [None] * 5
     if step.wants(0):
-        count = emit.element_count(x, axes)
-        common = emit.add(emit.div(dbias, count), emit.mul(hat, emit.div(dscale, count)))
-        factor = emit.mul(_for_channels(emit, scale, x), inverse)
-        result[0] = emit.mul(emit.sub(step.dy, common), factor)
-    result[1] = emit.reshape_like(dscale, scale)
-    result[2] = emit.reshape_like(dbias, scale)
+        factor = emit.mul(scale, inverse)
+        each = emit.neg(emit.div(factor, emit.element_count(x, axes)))
+        through = _affine(emit, step.dy, factor, emit.mul(each, dbias))
+        slope = emit.mul(emit.mul(each, dscale), inverse)
+        result[0] = emit.add(through, emit.mul(centered, _for_channels(emit, slope, x)))
+    result[1], result[2] = dscale, dbias
     return result
+
+
+def _affine(emit: Emitter, x: Tensor, factor: Tensor, term: Tensor) -> Tensor:
+    """A factor and a term for each channel, in one pass over x."""
+    zeros, ones = emit.zeros_like(factor), emit.ones_like(factor)
+    return emit.op("BatchNormalization", x, factor, term, zeros, ones, epsilon=0.0)
 
 
 def lp_normalization(step: Step) -> tuple[Tensor]:
