@@ -22,6 +22,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 CHUNK_BYTES = 8 << 20
 
+# Whole numbers of these types may be written as varints instead of raw data.
+_VARINT_FIELDS = {np.dtype(np.int32): "int32_data", np.dtype(np.int64): "int64_data"}
+# Beyond this many elements raw data is kept: it is read faster.
+MOST_VARINTS = 1 << 10
+
 # Bits of one stored element where that is not the size of its NumPy type.
 _PACKED_BITS = {
     TensorProto.UINT4: 4,
@@ -54,6 +59,30 @@ def stored_bytes(elem_type: int, size: int) -> int:
     """Bytes that `size` elements take as raw data; packed types share bytes."""
     bits = _PACKED_BITS.get(elem_type) or 8 * numpy_dtype(elem_type).itemsize
     return (size * bits + 7) // 8
+
+
+def values_bytes(values: Array) -> int:
+    """Bytes that the values of a new message take: raw, or as varints where these are shorter.
+
+    A varint has seven bits a byte, and ten bytes for a negative number.
+    """
+    if values.dtype not in _VARINT_FIELDS or values.size > MOST_VARINTS:
+        return int(values.nbytes)
+    bits = (int(number).bit_length() if number >= 0 else 64 for number in values.reshape(-1))
+    return min(int(values.nbytes), sum(max(1, -(-width // 7)) for width in bits))
+
+
+def new_tensor(values: Array, name: str = "") -> TensorProto:
+    """A message with these values, in the fewest bytes (see `values_bytes`)."""
+    nbytes = values_bytes(values)
+    if nbytes == values.nbytes:
+        message = numpy_helper.from_array(values, name)
+    else:
+        message = TensorProto(dims=values.shape, data_type=onnx_elem_type(values.dtype), name=name)
+        getattr(message, _VARINT_FIELDS[values.dtype]).extend(values.reshape(-1).tolist())
+    if not name:
+        message.ClearField("name")  # present, an empty one takes two bytes
+    return message
 
 
 class Payload(Protocol):
@@ -196,22 +225,24 @@ class ArrayPayload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes as raw data."""
+        """Bytes in a file."""
         if self.values.dtype == object:
             return sum(len(item) + 2 for item in self.values.reshape(-1))
-        return stored_bytes(self.elem_type, self.values.size)
+        if self.elem_type in _PACKED_BITS:
+            return stored_bytes(self.elem_type, self.values.size)
+        return values_bytes(self.values)
 
     def array(self) -> Array:
         """The values."""
         return self.values
 
     def tensor(self, name: str) -> TensorProto:
-        """A message with raw data (strings have none)."""
+        """A message with the values in the fewest bytes."""
         if self.values.dtype == object:
             return helper.make_tensor(
                 name, TensorProto.STRING, self.shape, list(self.values.reshape(-1))
             )
-        return numpy_helper.from_array(self.values, name)
+        return new_tensor(self.values, name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,6 +407,7 @@ def sparse_payload(values: Array) -> SparsePayload:
 
 __all__ = [
     "CHUNK_BYTES",
+    "MOST_VARINTS",
     "Array",
     "ArrayPayload",
     "ExternalPayload",
@@ -383,8 +415,10 @@ __all__ = [
     "SparsePayload",
     "TensorPayload",
     "external_payload",
+    "new_tensor",
     "numpy_dtype",
     "onnx_elem_type",
     "sparse_payload",
     "stored_bytes",
+    "values_bytes",
 ]

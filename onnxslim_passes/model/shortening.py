@@ -1,4 +1,4 @@
-"""Bytes that a runtime does not need: long names, notes of exporters, inferable declarations.
+"""Bytes that a runtime does not need: long names, notes of exporters, what goes without saying.
 
 Names of inputs and outputs stay, those of the model as those of its bodies and functions, and so
 does whatever belongs to the model as a whole.
@@ -8,9 +8,13 @@ import itertools
 import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from onnxslim_passes.model.ir import Constant, Graph, Variable
+import onnx
+
+from onnxslim_passes.model.ir import Constant, Graph, Node, Variable
 from onnxslim_passes.model.model import Model
+from onnxslim_passes.model.payload import MOST_VARINTS, ArrayPayload, TensorPayload
 
 Tensor = Variable | Constant
 
@@ -24,7 +28,8 @@ class Shortened:
 
     Attributes:
         names: tensors with a new name.
-        notes: nodes and tensors whose name, documentation, metadata or declaration is gone.
+        notes: nodes and tensors whose name, documentation, metadata, declaration or attributes
+            without effect are gone, or whose whole numbers are written in fewer bytes.
     """
 
     names: int
@@ -73,15 +78,74 @@ def _drop_notes(graph: Graph) -> int:
             noted |= bool(node.proto.doc_string or node.proto.metadata_props)
             for field in ("name", "doc_string", "metadata_props"):
                 node.proto.ClearField(field)
+        noted |= _drop_defaults(node)
         dropped += noted
         if node.op not in _OF_UNKNOWN_SIZE:
             dropped += sum(_undeclare(tensor, graph) for tensor in node.outputs)
     for constant in graph.initializers:
         dropped += constant.info is not None or constant.description is not None
         constant.info = constant.description = None
+        dropped += _rewrite_shorter(constant)
     dropped += len(graph.foreign_infos)
     graph.foreign_infos = []
+    return dropped + _drop_interface_metadata(graph)
+
+
+def _rewrite_shorter(constant: Constant) -> bool:
+    """Writes whole numbers, such as shapes, as varints where that is shorter than what they are."""
+    if not isinstance(constant.payload, TensorPayload) or constant.size > MOST_VARINTS:
+        return False
+    shorter = ArrayPayload(constant.payload.array())
+    new = shorter.tensor(constant.name).ByteSize()
+    if constant.dtype.kind != "i" or new >= constant.payload.tensor(constant.name).ByteSize():
+        return False
+    constant.payload = shorter
+    return True
+
+
+def _drop_defaults(node: Node) -> bool:
+    """Removes the attributes whose value is the operator's default; whether there were any."""
+    try:
+        schema = onnx.defs.get_schema(node.op, node.graph.opset, node.domain)
+    except onnx.defs.SchemaError:
+        return False  # of a domain that ONNX does not know
+    defaults = {
+        name: onnx.helper.get_attribute_value(attribute.default_value)
+        for name, attribute in schema.attributes.items()
+        if attribute.default_value.type != onnx.AttributeProto.UNDEFINED
+    }
+    said = [name for name, default in defaults.items() if _says(node.attrs.get(name), default)]
+    for name in said:
+        del node.attrs[name]
+    return bool(said)
+
+
+def _says(value: Any, default: Any) -> bool:
+    if isinstance(default, bytes):
+        default = default.decode()
+    return type(value) is type(default) and bool(value == default)
+
+
+def _drop_interface_metadata(graph: Graph) -> int:
+    """What exporters note on inputs and outputs; names, types and documentation stay."""
+    dropped = 0
+    for tensor in dict.fromkeys((*graph.inputs, *graph.outputs)):
+        if isinstance(tensor, Variable) and tensor.info is not None:
+            dropped += bool(tensor.info.metadata_props)
+            tensor.info = _without_metadata(tensor.info)
+    for name, info in graph.output_infos.items():
+        dropped += bool(info.metadata_props)
+        graph.output_infos[name] = _without_metadata(info)
     return dropped
+
+
+def _without_metadata(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    if not info.metadata_props:
+        return info
+    bare = onnx.ValueInfoProto()
+    bare.CopyFrom(info)
+    bare.ClearField("metadata_props")
+    return bare
 
 
 def _undeclare(tensor: Variable, graph: Graph) -> bool:

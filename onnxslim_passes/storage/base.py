@@ -31,10 +31,10 @@ from onnx import (
     TensorProto,
     ValueInfoProto,
     helper,
-    numpy_helper,
 )
 
 from onnxslim_passes.model import short_names
+from onnxslim_passes.model.payload import new_tensor, values_bytes
 
 if TYPE_CHECKING:
     from onnxslim_passes.storage.contents import Contents
@@ -183,9 +183,7 @@ def _function_node(part: "Expression", known: Mapping["Expression", str]) -> Nod
     node = NodeProto(output=[known[part]])
     if isinstance(part, Literal):
         node.op_type = "Constant"
-        node.attribute.append(
-            helper.make_attribute("value", numpy_helper.from_array(part.values()))
-        )
+        node.attribute.append(helper.make_attribute("value", new_tensor(part.values())))
         return node
     assert isinstance(part, Step)  # payloads belong to weights, not to functions
     node.op_type = part.op
@@ -339,14 +337,14 @@ def part_bytes(part: Expression, site: Site) -> int:
         return 1 + framed_bytes(part.to_proto().ByteSize()) + framed_bytes(imported)
     assert not isinstance(part, Argument)  # the walk does not enter functions
     if isinstance(part, Literal):
-        return tensor_bytes(part.shape, part.dtype, len(part.data), site)
+        return tensor_bytes(part.shape, part.dtype, values_bytes(part.values()), site)
     if part.sparse:
         return sparse_bytes(part, site)
     return tensor_bytes(part.shape, part.dtype, part.nbytes, site)
 
 
 def tensor_bytes(shape: Sequence[int], dtype: np.dtype[Any], nbytes: int, site: Site) -> int:
-    """Bytes of a dense constant with raw data: an initializer or a `Constant` node."""
+    """Bytes of a dense constant whose values take `nbytes`: initializer or `Constant` node."""
     name = "x" * site.name_bytes
     tensor = TensorProto(dims=shape, data_type=_elem_type(dtype), name=name)
     size = tensor.ByteSize() + framed_bytes(nbytes)

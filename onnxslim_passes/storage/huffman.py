@@ -36,7 +36,15 @@ from onnxslim_passes.storage.base import (
     step,
 )
 from onnxslim_passes.storage.contents import Contents, SharedValues
-from onnxslim_passes.storage.streams import INT32, filled, head, raw, reshape, unpacking_table
+from onnxslim_passes.storage.streams import (
+    INT32,
+    filled,
+    head,
+    raw,
+    reshape,
+    running_sum,
+    unpacking_table,
+)
 
 # What a level takes besides its bits: a call of the function and the frame of a tensor, or all
 # steps of the function.
@@ -87,7 +95,7 @@ def _runs(matrix: WaveletMatrix) -> Step:
     zeros = filled(np.zeros((), np.int32), (int(lengths.sum()),))
     # Starts are positive: their signs are the ones to be summed.
     marks = step("ScatterElements", zeros, starts, step("Sign", starts))
-    return step("CumSum", marks, Literal.of(0, np.int64))
+    return running_sum(marks)
 
 
 def _merge(site: Site) -> Function:
@@ -98,7 +106,7 @@ def _merge(site: Site) -> Function:
     zero, one = Literal.of(0, np.int32), Literal.of(1, np.int32)
     count = step("Cast", step("Size", flags), to=INT32)
     forward = step("Mul", step("Range", zero, count, one), step("Sub", one, flags))
-    index = step("Sub", forward, step("CumSum", flags, Literal.of(0, np.int64)))
+    index = step("Sub", forward, running_sum(flags))
     others = step("Slice", runs, step("Shape", rest), step("Shape", flags))
     body = step("GatherElements", step("Concat", rest, others, axis=0), index)
     return Function("m", 4, body, site.opset)

@@ -115,7 +115,7 @@ def _pooled(
 
 def _piece(codes: Step, start: int, stop: int, shared: SharedValues, contents: Contents) -> Step:
     part = step("Slice", codes, Literal.of([start], np.int64), Literal.of([stop], np.int64))
-    return reshape(step("GatherElements", raw(shared.table), part), contents.shape)
+    return reshape(step("Gather", raw(shared.table), part), contents.shape)
 
 
 def _shares(members: Sequence[Contents], total: int) -> list[int]:

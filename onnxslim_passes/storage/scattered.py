@@ -33,7 +33,15 @@ from onnxslim_passes.storage.contents import Contents
 from onnxslim_passes.storage.dense import Dense
 from onnxslim_passes.storage.huffman import CodebookHuffman
 from onnxslim_passes.storage.narrow import Narrow
-from onnxslim_passes.storage.streams import INT32, filled, head, reshape, unpack_codes, unpack_flags
+from onnxslim_passes.storage.streams import (
+    INT32,
+    filled,
+    head,
+    reshape,
+    running_sum,
+    unpack_codes,
+    unpack_flags,
+)
 
 _VALUES: Sequence[Encoding] = (
     Dense(),
@@ -114,14 +122,14 @@ def _rice(contents: Contents, size: RiceSize, site: Site) -> Step:
     if not site.strip_safe:
         places = step("Cast", places, to=INT32)
     low = unpack_codes(partial(rice_low, positions, k), size.count, k, site, offset=-((1 << k) - 1))
-    sums = step("CumSum", low, Literal.of(0, np.int64))
+    sums = running_sum(low)
     return step("Add", step("Mul", places, Literal.of(1 << k, np.int32)), sums)
 
 
 def _places_by_sum(flags: Step, size: RiceSize, site: Site) -> Step:
     """The places of the ones: int32, without a NonZero."""
     number = partial(Literal.of, dtype=np.int32)
-    sums = step("CumSum", step("Cast", flags, to=INT32), Literal.of(0, np.int64))
+    sums = running_sum(step("Cast", flags, to=INT32))
     target = step("Where", flags, step("Sub", sums, number(1)), number(size.count))
     stop = (size.unary_bits + 7) // 8 * 8
     places = step("Range", number(0), number(stop), number(1))

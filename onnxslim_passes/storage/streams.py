@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper
 
+from onnxslim_passes.model.payload import values_bytes
 from onnxslim_passes.numerics.bits import pack_bits, packed_bytes
 from onnxslim_passes.storage.base import Expression, Literal, Payload, Site, Step, step
 
@@ -123,6 +124,11 @@ def head(vector: Step, size: int, site: Site) -> Step:
     return step("Slice", vector, Literal.of([0], np.int64), Literal.of([size], np.int64))
 
 
+def running_sum(vector: Step) -> Step:
+    """The sums of the elements up to each one."""
+    return step("CumSum", vector, Literal.of(0, np.int32))
+
+
 def reshape(tensor: Expression, shape: Iterable[int]) -> Step:
     """`tensor` with other dimensions."""
     return step("Reshape", tensor, Literal.of(tuple(shape), np.int64))
@@ -141,7 +147,7 @@ def filled(value: npt.NDArray[Any], shape: Iterable[int]) -> Step:
 
 def raw(values: npt.NDArray[Any]) -> Payload:
     """Values as they are."""
-    return Payload(values.shape, values.dtype, values.nbytes, partial(same, values))
+    return Payload(values.shape, values.dtype, values_bytes(values), partial(same, values))
 
 
 def same(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import onnx.parser
+import pytest
+from onnx import numpy_helper
 
 from onnxslim_passes.model import Model, shorten
 from onnxslim_passes.runtime import open_session
@@ -57,3 +59,51 @@ def test_names_that_annotations_refer_to_stay() -> None:
     annotated = Model.from_proto(proto)
     assert shorten(annotated).names == 0
     assert annotated.to_proto().graph.initializer[0].name == "some_weight"
+
+
+NOTED = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 4] x) => (float[M] y) {
+    h = Gemm <alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 1> (x, w, b)
+    e = Elu <alpha: float = 0.5> (h)
+    y = Reshape <allowzero: int = 0> (e, s)
+}"""
+
+
+def test_what_goes_without_saying_is_not_said() -> None:
+    proto = onnx.parser.parse_model(NOTED)
+    arrays = {"w": np.eye(4), "b": np.ones(4)}
+    for name, array in arrays.items():
+        proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "s"))
+    for info in (*proto.graph.input, *proto.graph.output):
+        info.metadata_props.add(key="exporter", value="says something")
+        info.doc_string = "pixels"
+    before, after = Model.from_proto(proto), Model.from_proto(proto)
+    shorten(after)
+    graph = after.to_proto().graph
+    said = {node.op_type: [attribute.name for attribute in node.attribute] for node in graph.node}
+    assert said == {"Gemm": ["transB"], "Elu": ["alpha"], "Reshape": []}
+    for info in (*graph.input, *graph.output):
+        assert not info.metadata_props
+        assert info.doc_string == "pixels"
+    feed = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
+    given, expected = (open_session(each).run(feed) for each in (after, before))
+    assert np.array_equal(given["y"], expected["y"])
+
+
+@pytest.mark.parametrize(("numbers", "shorter"), [([2, 4], True), ([-1], False)])
+def test_whole_numbers_are_written_as_varints_where_that_is_shorter(
+    numbers: list[int], shorter: bool
+) -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N] x) => (float[A, B] y) { y = Reshape(x, shape) }""")
+    if not shorter:
+        del proto.graph.output[0].type.tensor_type.shape.dim[0]
+    shape = numpy_helper.from_array(np.array(numbers, np.int64), "shape")
+    proto.graph.initializer.append(shape)
+    model = Model.from_proto(proto)
+    shorten(model)
+    written = model.to_proto().graph.initializer[0]
+    assert bool(written.int64_data) == shorter
+    assert numpy_helper.to_array(written).tolist() == numbers
+    assert (written.ByteSize() < shape.ByteSize() - len("shape") + 1) == shorter
