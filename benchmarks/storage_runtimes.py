@@ -46,7 +46,7 @@ def load(path):
     options.optimized_model_filepath = path + ".optimized"
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session, open(path + ".optimized", "rb").read()
-DECODERS = [b"Gather", b"Cast", b"CumSum", b"ScatterElements", b"Expand", b"NonZero", b"Sub"]
+DECODERS = [b"Gather", b"Cast", b"CumSum", b"ScatterElements", b"Expand", b"Compress", b"Sub"]
 feed = {"x": np.random.default_rng(0).normal(size=(2, 96)).astype(np.float32)}
 found = {"version": onnxruntime.__version__}
 for name, (dense, stored) in json.load(open(sys.argv[1])).items():

@@ -91,8 +91,8 @@ class Step:
         op: operator of the default domain, or the name of `function`.
         inputs: what it reads.
         attrs: attributes, as sorted pairs so that steps can be compared.
-        shape: the shape of the output, int64, declared in the file; only where ONNX Runtime cannot
-            infer it (NonZero), and does not fold without.
+        shape: the shape of the output, int32, declared in the file; only where ONNX Runtime cannot
+            infer it (Compress), and does not fold without.
         function: what the node calls, or None for an operator.
     """
 
@@ -134,7 +134,7 @@ class Step:
         """What is declared of the output under a name, or None."""
         if self.shape is None:
             return None
-        return helper.make_tensor_value_info(name, TensorProto.INT64, self.shape)
+        return helper.make_tensor_value_info(name, TensorProto.INT32, self.shape)
 
 
 @dataclass(frozen=True)

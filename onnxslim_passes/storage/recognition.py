@@ -20,9 +20,9 @@ Tensor = Variable | Constant
 # What decoders are built of.
 _DECODER_OPS = frozenset(
     [
-        *("Add", "Cast", "Concat", "CumSum", "Div", "Expand", "Gather", "GatherElements"),
-        *("Mod", "Mul", "NonZero", "Range", "Reshape", "ScatterElements", "Shape", "Sign"),
-        *("Size", "Slice", "Sub", "Transpose", "Where"),
+        *("Add", "Cast", "Compress", "Concat", "CumSum", "Div", "Expand", "Gather"),
+        *("GatherElements", "Mod", "Mul", "NonZero", "Range", "Reshape", "ScatterElements"),
+        *("Shape", "Sign", "Size", "Slice", "Sub", "Transpose", "Where"),
     ]
 )
 _NARROW = frozenset(

@@ -3,20 +3,20 @@
     positions, values -> Reshape(ScatterElements(Expand(background, [n]), positions, values), shape)
 
 The background is the most frequent value, zero in a pruned weight. Positions are Rice codes
-(`numerics.rice`), whose decoder needs no loop: P, the places of the ones in the unary stream, is a
-NonZero, and
+(`numerics.rice`), whose decoder needs no loop: P, the places of the ones in the unary stream, times
+2^k, is a Compress of the multiples of 2^k, and
 
-    positions = Add(Mul(P, 2^k), CumSum(low - (2^k - 1)))
+    positions = Add(Compress(Range(0, .., 2^k), bits), CumSum(low - (2^k - 1)))
 
 - ``bitmask``: k = 0, a bit for each element; the positions are P itself.
 - ``rice``: k > 0; below a density of about 1/3 shorter than a bit for each element.
 
 The values are a tensor of their own, stored by the cheapest of the other encodings: raw, in a
-shorter type, or as codes. ONNX Runtime cannot infer how many elements a NonZero has, and does not
+shorter type, or as codes. ONNX Runtime cannot infer how many elements a Compress has, and does not
 fold what it cannot size: its shape is declared (`Step.shape`). Where no declaration may be relied
 on, the places of the ones are scattered instead, one place behind the last for all zero bits:
 
-    P = ScatterElements(zeros, Where(bits, CumSum(bits) - 1, ones), Range(bits))[:ones]
+    2^k P = ScatterElements(zeros, Where(bits, CumSum(bits) - 1, ones), Range(0, .., 2^k))[:ones]
 """
 
 import abc
@@ -108,30 +108,41 @@ def _value_plans(foreground: Contents, site: Site) -> Iterator[Plan]:
 
 
 def _rice(contents: Contents, size: RiceSize, site: Site) -> Step:
-    """The positions: int32 or int64, shape (count,)."""
+    """The positions: int32, shape (count,)."""
     k, positions = size.parameter, contents.positions
     nbytes = (size.unary_bits + 7) // 8
     unary = Payload((nbytes,), np.dtype(np.uint8), nbytes, partial(rice_unary, positions, k))
     flags = unpack_flags(unary, site)
-    if site.strip_safe:
-        places = _places_by_sum(flags, size, site)
-    else:
-        places = reshape(Step("NonZero", (flags,), shape=(1, size.count)), (-1,))
+    places = _places_by_sum(flags, size, site) if site.strip_safe else _places(flags, size)
     if not k:
         return places
-    if not site.strip_safe:
-        places = step("Cast", places, to=INT32)
     low = unpack_codes(partial(rice_low, positions, k), size.count, k, site, offset=-((1 << k) - 1))
-    sums = running_sum(low)
-    return step("Add", step("Mul", places, Literal.of(1 << k, np.int32)), sums)
+    return step("Add", places, running_sum(low))
+
+
+def _places(flags: Step, size: RiceSize) -> Step:
+    """The places of the ones, times 2^k: int32."""
+    numbers = _multiples(_rounded_up(size.unary_bits), size.parameter)
+    return Step("Compress", (numbers, flags), shape=(size.count,))
 
 
 def _places_by_sum(flags: Step, size: RiceSize, site: Site) -> Step:
-    """The places of the ones: int32, without a NonZero."""
+    """As `_places`, of operators whose shapes ONNX Runtime infers."""
     number = partial(Literal.of, dtype=np.int32)
     sums = running_sum(step("Cast", flags, to=INT32))
     target = step("Where", flags, step("Sub", sums, number(1)), number(size.count))
-    stop = (size.unary_bits + 7) // 8 * 8
-    places = step("Range", number(0), number(stop), number(1))
+    numbers = _multiples((size.unary_bits + 7) // 8 * 8, size.parameter)
     zeros = filled(np.zeros((), np.int32), (size.count + 1,))
-    return head(step("ScatterElements", zeros, target, places), size.count, site)
+    return head(step("ScatterElements", zeros, target, numbers), size.count, site)
+
+
+def _multiples(count: int, k: int) -> Step:
+    """The first multiples of 2^k: int32, shape (count,)."""
+    number = partial(Literal.of, dtype=np.int32)
+    return step("Range", number(0), number(count << k), number(1 << k))
+
+
+def _rounded_up(count: int) -> int:
+    """At most an eighth above `count`, so that weights alike share one Range."""
+    unit = 1 << max(3, count.bit_length() - 4)
+    return -(-count // unit) * unit
