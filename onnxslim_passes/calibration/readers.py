@@ -5,6 +5,7 @@ holding more than the item at hand. Whether an item fits the model is checked in
 """
 
 import hashlib
+import inspect
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -279,19 +280,33 @@ class FunctionReader:
 
 
 class FeedsReader:
-    """Feeds held in memory, or made by a callable."""
+    """Feeds held in memory, or made by a callable.
 
-    def __init__(self, feeds: Feeds | Callable[[], Feeds], name: str) -> None:
+    Attributes:
+        has_epochs: As of `FunctionReader`.
+    """
+
+    def __init__(self, feeds: Feeds | Callable[..., Feeds], name: str, *, epoch: int = 0) -> None:
         self.name = name
         # A one-shot iterator could not be read twice.
         self._feeds = feeds if callable(feeds) else list(feeds)
+        self._epoch = epoch
+        self.has_epochs = callable(feeds) and "epoch" in inspect.signature(feeds).parameters
 
     def items(self, inputs: Sequence[InputSpec]) -> Iterator[Item]:
         """See `Reader`."""
         names = {i.name for i in inputs}
-        feeds = self._feeds() if callable(self._feeds) else self._feeds
-        for index, feed in enumerate(_iterator(feeds, self.name)):
+        for index, feed in enumerate(_iterator(self._made(), self.name)):
             yield _item(feed, f"{self.name}, feed {index}", names)
+
+    def _made(self) -> Feeds:
+        if not callable(self._feeds):
+            return self._feeds
+        return self._feeds(epoch=self._epoch) if self.has_epochs else self._feeds()
+
+    def in_epoch(self, epoch: int) -> "FeedsReader":
+        """As of `FunctionReader`."""
+        return FeedsReader(self._feeds, self.name, epoch=epoch)
 
     def digest(self) -> str:
         """See `Reader`."""

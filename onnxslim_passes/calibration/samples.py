@@ -90,8 +90,11 @@ class Samples:
         )
 
     @classmethod
-    def from_feeds(cls, feeds: Feeds | Callable[[], Feeds], *, name: str = "feeds") -> "Samples":
-        """Takes feeds `{input name: array}`: a list, or a callable that makes a fresh iterable."""
+    def from_feeds(cls, feeds: Feeds | Callable[..., Feeds], *, name: str = "feeds") -> "Samples":
+        """Takes feeds `{input name: array}`: a list, or a callable that makes a fresh iterable.
+
+        A callable with an argument `epoch` may make other feeds for each; see `in_epoch`.
+        """
         return cls(FeedsReader(feeds, name))
 
     @classmethod
@@ -180,7 +183,7 @@ class Samples:
     @property
     def has_epochs(self) -> bool:
         """Whether the data may differ from one epoch of training to the next."""
-        return isinstance(self._reader, FunctionReader) and self._reader.has_epochs
+        return isinstance(self._reader, FunctionReader | FeedsReader) and self._reader.has_epochs
 
     def in_epoch(self, epoch: int) -> "Samples":
         """The samples as one epoch of training sees them, themselves unless `has_epochs`.
@@ -188,7 +191,7 @@ class Samples:
         Args:
             epoch: From 1; 0 is what everything but training sees.
         """
-        if isinstance(self._reader, FunctionReader) and self._reader.has_epochs:
+        if isinstance(self._reader, FunctionReader | FeedsReader) and self._reader.has_epochs:
             return Samples(self._reader.in_epoch(epoch))
         return self
 

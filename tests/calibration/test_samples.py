@@ -287,6 +287,14 @@ def test_function_may_yield_other_samples_in_each_epoch(tmp_path: Path) -> None:
     assert [first(samples), first(samples.in_epoch(3)), first(samples.in_epoch(0))] == [0, 6, 0]
 
 
+def test_a_callable_may_make_other_feeds_in_each_epoch() -> None:
+    samples = Samples.from_feeds(lambda epoch: [{"x": np.full((1, 3), epoch, np.float32)}])
+    assert samples.has_epochs
+    found = [next(one.feeds(X))["x"][0, 0] for one in (samples, samples.in_epoch(2))]
+    assert found == [0, 2]
+    assert not Samples.from_feeds(lambda: [{"x": np.ones((1, 3), np.float32)}]).has_epochs
+
+
 def test_other_data_is_the_same_in_each_epoch(tmp_path: Path) -> None:
     samples = Samples.open(savez(tmp_path, x=rows(1)))
     assert not samples.has_epochs
