@@ -85,6 +85,7 @@ def weights() -> dict[str, Array]:
         "codebook-huffman": skewed,
         "bitmask": np.where(kept < 0.7, noise, zero),
         "rice": np.where(kept < 0.1, noise, zero),
+        "gaps-huffman": np.where((kept < 0.5) & (np.arange(64) < 9), few, zero),
         "grid": quantize_weight(noise, blocks, WeightFormat(4, "asymmetric", 4)),
     }
 

@@ -59,6 +59,7 @@ EncodingName = Literal[
     "codebook-blocks",
     "bitmask",
     "rice",
+    "gaps-huffman",
     "grid",
     "pool",
 ]
@@ -73,7 +74,7 @@ Level = Literal["portable", "compact", "smallest"]
 _LEVELS: dict[Level, tuple[EncodingName, ...]] = {
     "portable": _PORTABLE,
     "compact": _COMPACT,
-    "smallest": (*_COMPACT, "codebook-huffman", "pool"),
+    "smallest": (*_COMPACT, "codebook-huffman", "gaps-huffman", "pool"),
 }
 
 _TYPES = frozenset(

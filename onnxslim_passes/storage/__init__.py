@@ -16,6 +16,7 @@ from onnxslim_passes.storage.codebook import (
 )
 from onnxslim_passes.storage.dense import Dense
 from onnxslim_passes.storage.fill import Fill
+from onnxslim_passes.storage.gaps import GapsHuffman
 from onnxslim_passes.storage.grid import Grid
 from onnxslim_passes.storage.huffman import CodebookHuffman
 from onnxslim_passes.storage.narrow import Narrow
@@ -40,6 +41,7 @@ ENCODINGS: dict[str, Encoding] = {
         CodebookBlocks(),
         Bitmask(),
         Rice(),
+        GapsHuffman(),
         Grid(),
     )
 }

@@ -17,9 +17,10 @@ level costs some 40 bytes besides its bits.
 
 from collections.abc import Iterable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 
 from onnxslim_passes.numerics.huffman import WaveletMatrix, best_code_lengths
@@ -35,7 +36,7 @@ from onnxslim_passes.storage.base import (
     call,
     step,
 )
-from onnxslim_passes.storage.contents import Contents, SharedValues
+from onnxslim_passes.storage.contents import Contents
 from onnxslim_passes.storage.streams import (
     INT32,
     filled,
@@ -45,6 +46,9 @@ from onnxslim_passes.storage.streams import (
     running_sum,
     unpacking_table,
 )
+
+Codes = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
 
 # What a level takes besides its bits: a call of the function and the frame of a tensor, or all
 # steps of the function.
@@ -64,19 +68,37 @@ class CodebookHuffman(Encoding):
         shared = contents.shared
         if shared is None or shared.clusters < 3:
             return
-        level_bytes = _LEVEL_BYTES if site.functions else _INLINE_LEVEL_BYTES
-        lengths = best_code_lengths(shared.counts, 8 * level_bytes)
-        matrix = WaveletMatrix(shared.counts, lengths)
-        flat = _decoded(matrix, shared, contents.size, site)
+        matrix = _matrix(shared.counts, site)
+        flat = _decoded(matrix, shared.codes, shared.table, site)
         root = flat if contents.values.ndim == 1 else reshape(flat, contents.shape)
         bits = sum(matrix.level_sizes) / contents.size
         clusters = shared.clusters
         yield Plan(self.name, root, {"clusters": clusters, "per": "tensor", "bits": round(bits, 3)})
 
 
-def _decoded(matrix: WaveletMatrix, shared: SharedValues, size: int, site: Site) -> Step:
+def huffman_decoded(codes: Codes, counts: Counts, table: npt.NDArray[Any], site: Site) -> Step:
+    """Entries of a table by Huffman codes of their numbers.
+
+    Args:
+        codes: uint8, shape (n,).
+        counts: int64, shape (K,), K >= 3: how often each code occurs, never 0.
+        table: shape (K,).
+        site: where; from opset 11.
+
+    Returns:
+        Like `table`, shape (n,).
+    """
+    return _decoded(_matrix(counts, site), codes, table, site)
+
+
+def _matrix(counts: Counts, site: Site) -> WaveletMatrix:
+    level_bytes = _LEVEL_BYTES if site.functions else _INLINE_LEVEL_BYTES
+    return WaveletMatrix(counts, best_code_lengths(counts, 8 * level_bytes))
+
+
+def _decoded(matrix: WaveletMatrix, codes: Codes, table: npt.NDArray[Any], site: Site) -> Step:
     runs = step("Cast", _runs(matrix), to=int(TensorProto.UINT8))
-    cached = _LevelStreams(matrix, shared)
+    cached = _LevelStreams(matrix, codes)
     rest: Step | Literal = Literal.of([], np.uint8)
     merge = _merge(site)
     for level in reversed(range(matrix.depth)):
@@ -84,8 +106,8 @@ def _decoded(matrix: WaveletMatrix, shared: SharedValues, size: int, site: Site)
         packed = Payload((nbytes,), np.dtype(np.uint8), nbytes, partial(cached.level, level))
         rest = call(merge, rest, packed, unpacking_table(1, site), runs, site=site)
     assert isinstance(rest, Step)
-    codes = step("Cast", head(rest, size, site), to=INT32)
-    return step("GatherElements", raw(shared.table[matrix.order]), codes)
+    numbers = step("Cast", head(rest, codes.size, site), to=INT32)
+    return step("GatherElements", raw(table[matrix.order]), numbers)
 
 
 def _runs(matrix: WaveletMatrix) -> Step:
@@ -115,13 +137,13 @@ def _merge(site: Site) -> Function:
 class _LevelStreams:
     """Packs all levels when the first one is asked for."""
 
-    def __init__(self, matrix: WaveletMatrix, shared: SharedValues) -> None:
+    def __init__(self, matrix: WaveletMatrix, codes: Codes) -> None:
         self._matrix = matrix
-        self._shared = shared
-        self._levels: list[np.ndarray[tuple[int], np.dtype[np.uint8]]] = []
+        self._codes = codes
+        self._levels: list[Codes] = []
 
-    def level(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def level(self, number: int) -> Codes:
         """The stream of one level."""
         if not self._levels:
-            self._levels = self._matrix.encode(self._shared.codes)
+            self._levels = self._matrix.encode(self._codes)
         return self._levels[number]

@@ -4,7 +4,7 @@ A decoder takes about a kilobyte, which is more than a small weight. The codes o
 the most frequent value of each as code 0, are one long vector of bytes; it is stored as any weight
 is, by a mask, gaps, or Huffman codes. Each weight is a piece of it with a table of its own:
 
-    Reshape(GatherElements(table, Slice(Cast(pool), [start], [stop])), shape)
+    Reshape(Gather(table, Slice(Cast(pool), [start], [stop])), shape)
 
 Since codes are numbered by frequency, weights with other values have about the same distribution
 of codes, and a common Huffman code loses little. Whether a pool is worth it, and of which weights,

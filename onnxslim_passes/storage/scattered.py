@@ -21,10 +21,12 @@ on, the places of the ones are scattered instead, one place behind the last for 
 
 import abc
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxslim_passes.numerics.rice import RiceSize, best_rice, rice_low, rice_unary
 from onnxslim_passes.storage.base import Encoding, Literal, Payload, Plan, Site, Step, step
@@ -43,6 +45,8 @@ from onnxslim_passes.storage.streams import (
     unpack_flags,
 )
 
+Positions = npt.NDArray[np.int64]
+
 _VALUES: Sequence[Encoding] = (
     Dense(),
     Narrow(),
@@ -55,50 +59,71 @@ _VALUES: Sequence[Encoding] = (
 _LEAST_BACKGROUND = 1 / 64
 
 
-class _Scattered(Encoding):
-    """What both have in common."""
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where values are scattered to.
+
+    Attributes:
+        positions: int64, ascending: of all elements that differ from the background at least.
+        decoder: gives them, int32 or int64.
+    """
+
+    positions: Positions
+    decoder: Step
+
+
+class Scattered(Encoding):
+    """What masks, Rice codes and Huffman codes of positions have in common."""
 
     def plans(self, contents: Contents, site: Site) -> Iterable[Plan]:
         """One for each way to store the values; CumSum and ScatterElements came with opset 11."""
         if site.opset < 11 or not contents.folds or not contents.shape:
             return
-        background, positions = contents.background, contents.positions
+        positions = contents.positions
         if not 0 < positions.size <= contents.size * (1 - _LEAST_BACKGROUND):
             return
-        size = self._size(contents)
-        if size is None:
-            return
-        places = _rice(contents, size, site)
-        base = filled(background, (contents.size,))
+        base = filled(contents.background, (contents.size,))
         density = positions.size / contents.size
-        for values in _value_plans(contents.foreground, site):
-            flat = step("ScatterElements", base, places, values.root)
-            figures = {**values.figures, "density": density, "values": values.encoding}
-            yield Plan(self.name, reshape(flat, contents.shape), figures)
+        for places in self.places(contents, site):
+            for values in _value_plans(_foreground(contents, places.positions), site):
+                flat = step("ScatterElements", base, places.decoder, values.root)
+                figures = {**values.figures, "density": density, "values": values.encoding}
+                yield Plan(self.name, reshape(flat, contents.shape), figures)
 
     @abc.abstractmethod
-    def _size(self, contents: Contents) -> RiceSize | None:
-        """How the places are coded; None where this encoding is not for them."""
+    def places(self, contents: Contents, site: Site) -> Iterator[Places]:
+        """The ways to code where the values go; none where this encoding is not for them."""
 
 
-class Bitmask(_Scattered):
+class Bitmask(Scattered):
     """A bit for each element, and the values where it is set."""
 
     name: ClassVar[str] = "bitmask"
 
-    def _size(self, contents: Contents) -> RiceSize:
-        return RiceSize(0, int(contents.positions[-1]) + 1, contents.positions.size)
+    def places(self, contents: Contents, site: Site) -> Iterator[Places]:
+        """One."""
+        positions = contents.positions
+        mask = RiceSize(0, int(positions[-1]) + 1, positions.size)
+        yield Places(positions, _rice(contents, mask, site))
 
 
-class Rice(_Scattered):
+class Rice(Scattered):
     """Rice-coded gaps, and the values between them."""
 
     name: ClassVar[str] = "rice"
 
-    def _size(self, contents: Contents) -> RiceSize | None:
+    def places(self, contents: Contents, site: Site) -> Iterator[Places]:
         """None where a mask is no longer."""
         best = best_rice(contents.positions)
-        return best if best.parameter else None
+        if best.parameter:
+            yield Places(contents.positions, _rice(contents, best, site))
+
+
+def _foreground(contents: Contents, positions: Positions) -> Contents:
+    """The elements at these positions, as a vector."""
+    if positions is contents.positions:
+        return contents.foreground
+    return Contents(contents.values.reshape(-1)[positions])
 
 
 def _value_plans(foreground: Contents, site: Site) -> Iterator[Plan]:

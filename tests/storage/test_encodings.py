@@ -144,6 +144,22 @@ def test_masks_and_gaps_of_every_density(
     assert ("rice" in best) == (density < 0.35)
 
 
+@pytest.mark.parametrize("site", ["opset 17", "opset 17, functions", "opset 17, no shapes"])
+@pytest.mark.parametrize(
+    ("columns", "full", "density"),
+    [(400, 60, 0.4), (40, 20, 0.6), (60_000, 9, 0.9)],
+    ids=["clumps", "no long gaps", "gaps that are cut"],
+)
+def test_gaps_of_clumps(columns: int, full: int, density: float, site: str) -> None:
+    rng = np.random.default_rng(0)
+    mask = (rng.random((240_000 // columns, columns)) < density) & (np.arange(columns) < full)
+    values = mask * rng.integers(1, 6, mask.shape) * np.float32(0.37)
+    made = [plan for plan in plans(values, SITES[site]) if "density" in plan.figures]
+    found = {each.encoding: price(each, SITES[site]) for each in made}
+    assert found["gaps-huffman"] < min(found["rice"], found["bitmask"]) + 1600
+    assert_rebuilt(values, SITES[site], [each for each in made if each.encoding == "gaps-huffman"])
+
+
 @pytest.mark.parametrize("site", [SITES["opset 17"], SITES["opset 21"]], ids=["17", "21"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
 @pytest.mark.parametrize(("shape", "axis"), [
