@@ -114,6 +114,7 @@ class Pipeline:
         seed: int = 0,
         progress: Progress | None = None,
         measure: bool = True,
+        checkpoints: Path | None = None,
     ) -> Result:
         """Compresses a copy of `model`.
 
@@ -127,6 +128,9 @@ class Pipeline:
             seed: of everything random; the same seed gives the same bytes.
             progress: shows how far long work has come.
             measure: whether latency and compressed sizes go into the report.
+            checkpoints: folder, made if need be, where passes that train leave their state after
+                each epoch; the same run takes up from there what was done of it. Files are called
+                by what decides the result, and none is removed.
 
         Raises:
             UsageError: a pass needs samples and there are none.
@@ -149,7 +153,10 @@ class Pipeline:
             seed=seed,
             progress=progress,
             reference=model,
+            checkpoints=checkpoints,
         )
+        if checkpoints is not None:
+            checkpoints.mkdir(parents=True, exist_ok=True)
         work = model.copy()
         preparations = (*_fix_overridable(work), *self._unpack(work))
         dense = work.copy() if preparations else model

@@ -93,6 +93,8 @@ class Data:
     Attributes:
         calibration: Samples, or "random".
         training: Samples for passes that train, such as fine-tune; by default those of calibration.
+        checkpoints: A folder where training leaves its state after each epoch; the same command
+            goes on from there. It is not removed.
         evaluation: Held-out samples with labels, for --metric.
         metric: A task metric: top1, mse, cosine... or file.py:function(session) -> float.
     """
@@ -105,6 +107,7 @@ class Data:
         ),
     ] = None
     training: str | None = None
+    checkpoints: Annotated[Path | None, Parameter(negative="")] = None
     evaluation: str | None = None
     metric: str | None = None
 
@@ -168,6 +171,7 @@ def compress(
             target=what.target,
             seed=what.seed,
             progress=progress,
+            checkpoints=data.checkpoints,
         )
         task = _task(metric, before, result.model) if metric is not None else None
         if metric is not None and task is not None and guards.drops_too_much(task):
@@ -259,6 +263,15 @@ def _check_usage(
         )
     if data.training is not None and not learners:
         raise UsageError("--training is for passes that train, such as fine-tune; there is none")
+    if data.checkpoints is not None:
+        _check_checkpoints(data.checkpoints, learners)
+
+
+def _check_checkpoints(folder: Path, learners: str) -> None:
+    if not learners:
+        raise UsageError("--checkpoints is for passes that train, such as fine-tune; there is none")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--checkpoints {folder} is a file; expected a folder, or one to make")
 
 
 def _names(passes: Iterable[Pass]) -> str:

@@ -4,6 +4,7 @@ import abc
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
@@ -68,6 +69,7 @@ class Context:
         reference: the model as the pipeline received it; never edited.
         floating: the model as it was before the first pass of stage QUANTIZE; None until then.
             Never edited. Its tensors are called as in the quantized model.
+        checkpoints: folder where training leaves its state, to go on from there; None for none.
     """
 
     samples: Samples | None = None
@@ -77,6 +79,12 @@ class Context:
     progress: Progress = field(default_factory=NoProgress)
     reference: Model | None = None
     floating: Model | None = None
+    checkpoints: Path | None = None
+
+    def checkpoint(self, fingerprint: str) -> Path | None:
+        """Where the state of a training run is kept, by a hash of all that decides its result."""
+        name = f"{fingerprint[:16]}.checkpoint.safetensors"
+        return None if self.checkpoints is None else self.checkpoints / name
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class FineTune(Course, Objective, Update, Parameters, Pass):
         passed_over = tuple(d for d in session.program.decisions if not d.taken)
         if self._is_done(session):
             return PassResult(False, (*_nothing_to_learn(session), *passed_over))
-        tuned = run(session, listener=_shown(context, session))
+        checkpoint = context.checkpoint(session.fingerprint)
+        tuned = run(session, checkpoint=checkpoint, listener=_shown(context, session))
         written = write_back(model, session.program.constraints, tuned.state)
         changed = any(decision.taken for decision in written)
         return PassResult(changed, (*written, *passed_over))

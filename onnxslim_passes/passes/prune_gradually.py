@@ -5,6 +5,8 @@ move what it needs out of the way. What is cut is decided by magnitude, by one t
 weights, in each weight, or as far as each weight's own sensitivity allows.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
@@ -21,6 +23,7 @@ from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Sta
 from onnxslim_passes.passes.overrides import NodeOverride, check_overrides, given
 from onnxslim_passes.passes.selection import weight_names
 from onnxslim_passes.training.constraints import Masked
+from onnxslim_passes.training.journal import Journals
 from onnxslim_passes.training.loop import Tuned, run_course
 from onnxslim_passes.training.losses import check_loss
 from onnxslim_passes.training.options import Course, Objective, Parameters, Update, options_as
@@ -255,8 +258,16 @@ class PruneGradually(Course, Objective, Update, Parameters, Pass):
             session.course,
             seed=session.seed,
             settling=self._settled,
+            journals=self._journals(session, context),
             progress=after_step,
         )
+
+    def _journals(self, session: Session, context: Context) -> Journals | None:
+        """Where a killed run is taken up from: only one with the same options is."""
+        told = json.dumps([session.fingerprint, self.to_table()])
+        fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        path = context.checkpoint(fingerprint)
+        return None if path is None else Journals(path, fingerprint)
 
 
 def _masked(constraint: Constraint, candidates: dict[str, Weight], *, latent: bool) -> Constraint:

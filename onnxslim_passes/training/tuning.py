@@ -221,5 +221,8 @@ def _checked(
         prints.append(validation.fingerprint())
     data.batch_size(course.batch_size)
     told = json.dumps([program.layout.to_text(), asdict(course), prints, seed])
-    fingerprint = hashlib.sha256(told.encode()).hexdigest()
-    return Session(program, data, kept_out, course, seed, fingerprint)
+    fingerprint = hashlib.sha256(told.encode())
+    # The layout knows the file that the model came from, not what was made of it since.
+    for name, array in sorted(program.state.items()):
+        fingerprint.update(f"\0{name}\0".encode() + array.tobytes())
+    return Session(program, data, kept_out, course, seed, fingerprint.hexdigest())

@@ -185,6 +185,24 @@ def test_a_recipe_that_trains_needs_training_samples(run, net, data, tmp_path):
     assert "tuned" in run("explain", tmp_path / "small.onnx", "w1").out
 
 
+def test_training_in_a_recipe_leaves_checkpoints_on_request(run, net, data, tmp_path):
+    argv = ["compress", net, "-o", tmp_path / "small.onnx", "--checkpoints", tmp_path / "runs"]
+    result = run(*argv, "--pass", "prune-magnitude")
+    assert result.code == 2
+    assert "--checkpoints is for passes that train" in result.err
+    tuning = ("--training", data, "--pass", "prune-magnitude", "--pass", "fine-tune:epochs=1")
+    assert run(*argv, *tuning).code == 0
+    once = (tmp_path / "small.onnx").read_bytes()
+    names = list((tmp_path / "runs").iterdir())
+    assert len(names) == 1
+    assert run(*argv, *tuning).code == 0
+    assert (tmp_path / "small.onnx").read_bytes() == once
+    assert list((tmp_path / "runs").iterdir()) == names
+    result = run(*argv[:-1], data, *tuning)
+    assert result.code == 2
+    assert "is a file; expected a folder" in result.err
+
+
 def test_what_can_be_trained_is_seen_beforehand(run, net):
     rows = {row["name"]: row for row in run("inspect", net, "--json").json["passes"]}
     assert rows["fine-tune"]["candidates"] == 4

@@ -1,5 +1,7 @@
 """Pruning while training: how many zeros, whose, and what the network still can."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,7 @@ import numpy.typing as npt
 import pydantic
 import pytest
 
-from onnxslim_passes import Context, Pipeline, PruneGradually, PruneMagnitude
+from onnxslim_passes import Context, FineTune, Pipeline, PruneGradually, PruneMagnitude
 from onnxslim_passes.errors import UnknownNameError, UsageError
 from onnxslim_passes.model import Model
 from onnxslim_passes.passes.base import Decision, PassResult
@@ -145,6 +147,64 @@ def test_in_a_pipeline() -> None:
     assert result.report.passes[0].changed
     with pytest.raises(UsageError, match="needs samples to train on"):
         pipeline.run(mlp(WIDE))
+
+
+class KilledError(Exception):
+    """The process is gone."""
+
+
+class Counting:
+    """Counts the steps of training, and kills at one of them."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.steps = 0
+        self.last = last
+
+    def track(self, items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:
+        for item in items:
+            if label in ("prune-gradually", "fine-tune"):
+                self.steps += 1
+                if self.steps == self.last:
+                    raise KilledError
+            yield item
+
+
+# 108 samples in batches of 8 are 14 steps an epoch; pruning has 5 epochs, tuning 3.
+@pytest.mark.parametrize(("last", "left"), [(5, 112), (45, 70), (72, 42), (100, 14)])
+def test_a_killed_pipeline_goes_on_to_the_same_bytes(tmp_path: Path, last: int, left: int) -> None:
+    tuning = FineTune(epochs=3, batch_size=8)
+    pipeline = Pipeline([PruneGradually(sparsity=0.5, **QUICK), tuning], store=False)
+
+    def compressed(progress: Counting, checkpoints: Path | None) -> bytes:
+        found = pipeline.run(
+            mlp(WIDE),
+            training=samples(120),
+            measure=False,
+            progress=progress,
+            checkpoints=checkpoints,
+        )
+        data: bytes = found.model.to_proto().SerializeToString(deterministic=True)
+        return data
+
+    whole = compressed(Counting(), None)
+    with pytest.raises(KilledError):
+        compressed(Counting(last), tmp_path / "made")
+    again = Counting()
+    assert compressed(again, tmp_path / "made") == whole
+    assert again.steps == left
+
+
+def test_a_checkpoint_is_for_the_same_options_only(tmp_path: Path) -> None:
+    def steps(**options: Any) -> int:
+        counting, model = Counting(), mlp(WIDE)
+        context = Context(
+            training=samples(120), reference=model.copy(), progress=counting, checkpoints=tmp_path
+        )
+        PruneGradually(**QUICK | options).apply(model, context)
+        return counting.steps
+
+    assert [steps(sparsity=0.5), steps(sparsity=0.5), steps(sparsity=0.6)] == [70, 0, 70]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_is_not_pruned_says_why() -> None:
