@@ -65,7 +65,7 @@ def load_tasks(folder: Path) -> ModuleType:
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """Every model of the tasks, and the text detector with the pages beside it."""
+    """Every model of the tasks, the text detector, and the speech detector inside of an If."""
     tasks = load_tasks(folder)
     for name, task in tasks.TASKS.items():
         feeds = list(itertools.islice(task.calibration(), 64))
@@ -76,6 +76,10 @@ def cases(folder: Path) -> Iterator[Case]:
     deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
     feeds = [{"x": page[None]} for page in (pages - mean) / deviation]
     yield Case("ppocr_v4_det", folder / "robust" / "ppocr_v4_det.onnx", feeds)
+    speech = tasks.TASKS["silero_vad_16k_op15"]
+    feeds = list(itertools.islice(speech.calibration(), 64))
+    branches = folder / "robust" / "silero_vad_op18_ifless.onnx"
+    yield Case("silero_vad_op18", branches, feeds, speech.metric)
 
 
 def measure(case: Case, recipe: str, out: Path) -> str:

@@ -44,8 +44,9 @@ class Samples:
         feed_count: How many feeds they make; None likewise.
     """
 
-    def __init__(self, reader: Reader, *, is_random: bool = False) -> None:
+    def __init__(self, reader: Reader, *, is_random: bool = False, trusted: bool = False) -> None:
         self._reader = reader
+        self._trusted = trusted
         self._checked: tuple[InputSpec, ...] | None = None
         self.name = reader.name
         self.is_random = is_random
@@ -90,12 +91,18 @@ class Samples:
         )
 
     @classmethod
-    def from_feeds(cls, feeds: Feeds | Callable[..., Feeds], *, name: str = "feeds") -> "Samples":
-        """Takes feeds `{input name: array}`: a list, or a callable that makes a fresh iterable.
+    def from_feeds(
+        cls, feeds: Feeds | Callable[..., Feeds], *, name: str = "feeds", trusted: bool = False
+    ) -> "Samples":
+        """Takes feeds `{input name: array}`.
 
-        A callable with an argument `epoch` may make other feeds for each; see `in_epoch`.
+        Args:
+            feeds: A list, or a callable that makes a fresh iterable. A callable with an argument
+                `epoch` may make other feeds for each; see `in_epoch`.
+            name: What messages call them.
+            trusted: They come from the runtime: nothing is checked, and they may hold NaN.
         """
-        return cls(FeedsReader(feeds, name))
+        return cls(FeedsReader(feeds, name), trusted=trusted)
 
     @classmethod
     def random(cls, inputs: Sequence[InputSpec], *, seed: int = 0, count: int = 8) -> "Samples":
@@ -192,7 +199,7 @@ class Samples:
             epoch: From 1; 0 is what everything but training sees.
         """
         if isinstance(self._reader, FunctionReader | FeedsReader) and self._reader.has_epochs:
-            return Samples(self._reader.in_epoch(epoch))
+            return Samples(self._reader.in_epoch(epoch), trusted=self._trusted)
         return self
 
     def fingerprint(self) -> str:
@@ -203,7 +210,7 @@ class Samples:
         specs = {spec.name: spec for spec in inputs}
         count = feed_count = 0
         for item in self._reader.items(inputs):
-            yield _checked(item, specs)
+            yield item if self._trusted else _checked(item, specs)
             count += item.samples
             feed_count += 1
         if count == 0:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from onnxslim_passes.calibration.observers import ObserverOptions
 from onnxslim_passes.calibration.run import TensorRange, collect_ranges
+from onnxslim_passes.calibration.samples import Samples
 from onnxslim_passes.errors import RuntimeRefusedError, SamplesError, UnsupportedModelError
 from onnxslim_passes.model import Model, Node, Variable
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
@@ -53,6 +54,7 @@ from onnxslim_passes.passes.placement import (
 from onnxslim_passes.passes.quantized import integer_decisions
 from onnxslim_passes.passes.selection import Selection
 from onnxslim_passes.passes.spared import Spared, spared, spared_decisions, with_wide
+from onnxslim_passes.passes.static_bodies import StaticBodies, parts
 from onnxslim_passes.passes.static_decisions import Placement, site_decision
 from onnxslim_passes.passes.static_ranges import Calibrated, elements_of, limits_of
 from onnxslim_passes.passes.static_schemes import (
@@ -173,13 +175,9 @@ class QuantizeStatic(Selection, Pass):
 
     def preview(self, model: Model) -> tuple[Decision, ...]:
         """The nodes that could run on integers; calibration and the runtime decide on them."""
-        found = self._survey(model)
-        sites = [
-            Decision(where=site.where, taken=True, reason="a candidate")
-            for site in found.sites
-            if site.weight is not None
-        ]
-        return (*found.refusals, *sites)
+        return tuple(
+            decision for part in parts(model) for decision in _candidates(self.survey(part))
+        )
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Inserts Q/DQ pairs; see `docs/passes/quantize-static.md`."""
@@ -187,14 +185,19 @@ class QuantizeStatic(Selection, Pass):
         check_overrides(self.overrides, model)
         settled = self.for_target(context.target)
         integers = integer_decisions(model)
-        pairs = settled._quantize_sites(model, context)
+        idle = settled._idle_overrides(model)
+        bodies = StaticBodies(model, settled)
+        pairs = [settled.quantize_sites(model, context), *bodies.quantize(model, context)]
         tables = settled._quantize_embeddings(model)
-        decisions = (*integers, *pairs.decisions, *tables.decisions)
-        changed = pairs.changed or tables.changed
+        results = (*pairs, tables)
+        decisions = [decision for result in results for decision in result.decisions]
         said = target_decisions(model, context.target)
-        if pairs.changed and settled.reduce_range and settled.weights == "int8":
+        placed = any(result.changed for result in pairs)
+        if placed and settled.reduce_range and settled.weights == "int8":
             said.append(pairs_decision(context.target))
-        return PassResult(changed=changed, decisions=(*decisions, *said))
+        return PassResult(
+            changed=placed or tables.changed, decisions=(*integers, *decisions, *idle, *said)
+        )
 
     def for_target(self, name: str) -> "QuantizeStatic":
         """The same with no option left open: what the user has not given is as the target wants.
@@ -218,10 +221,20 @@ class QuantizeStatic(Selection, Pass):
         wanted = {key: value for key, value in wanted.items() if given[key] is None}
         return type(self)(**(given | wanted))
 
-    def _quantize_sites(self, model: Model, context: Context) -> PassResult:
+    def _idle_overrides(self, model: Model) -> list[Decision]:
+        """One for each override that names nothing which could run on integers."""
+        if not self.overrides:
+            return []
+        surveys = [self.survey(part) for part in parts(model)]
+        sites = [site for found in surveys for site in found.sites]
+        refusals = [refusal for found in surveys for refusal in found.refusals]
+        return idle_overrides(self.overrides, sites, refusals)
+
+    def quantize_sites(self, model: Model, context: Context) -> PassResult:
+        """Quantizes the main graph of a model, or a body that is a model of its own."""
         may_be_wide = bool(self.hold_db) and takes_wide(find_target(context.target))
         work, converted = self._at_opset(model, may_be_wide=may_be_wide)
-        found = self._survey(work)
+        found = self.survey(work)
         if not found.sites or self.placement == "nowhere":
             kept = [unplaced(site, context.target) for site in found.sites]
             return PassResult(changed=False, decisions=(*found.refusals, *kept))
@@ -263,7 +276,9 @@ class QuantizeStatic(Selection, Pass):
             model.remove_unused()
         return PassResult(changed=changed, decisions=tuple(decisions))
 
-    def _survey(self, model: Model) -> Survey:
+    def survey(self, model: Model) -> Survey:
+        """What of the main graph could run on integers, by the options."""
+
         def is_excluded(node: Node) -> bool:
             labels = {node.name, node.where} - {""}
             return any(fnmatchcase(label, pattern) for label in labels for pattern in self.exclude)
@@ -310,14 +325,24 @@ class QuantizeStatic(Selection, Pass):
         operators = formats.per_channel_operators
         return schemes_of(model, found.sites, default, self.overrides, operators)
 
-    def _calibrate(
-        self, work: Model, found: Survey, schemes: Schemes, context: Context
-    ) -> dict[str, TensorRange]:
+    @staticmethod
+    def samples_of(context: Context) -> Samples:
+        """The samples.
+
+        Raises:
+            SamplesError: there are none.
+        """
         if context.samples is None:
             raise SamplesError(
                 "quantize-static needs calibration samples to find the ranges of activations; "
                 "give --calibration DATA, or use quantize-dynamic, which needs none."
             )
+        return context.samples
+
+    def _calibrate(
+        self, work: Model, found: Survey, schemes: Schemes, context: Context
+    ) -> dict[str, TensorRange]:
+        samples = self.samples_of(context)
         levels: dict[Variable, int] = {}
         for site in found.sites:
             codes = _levels(schemes.of(site.node))
@@ -332,7 +357,7 @@ class QuantizeStatic(Selection, Pass):
             ranges |= collect_ranges(
                 work,
                 [tensor for tensor, codes in levels.items() if codes == count],
-                context.samples,
+                samples,
                 observer=self.observer,
                 options=ObserverOptions(levels=count),
                 progress=context.progress,
@@ -443,7 +468,7 @@ class QuantizeStatic(Selection, Pass):
         context: Context,
     ) -> Inserted:
         limits = calibrated.limits
-        found = self._survey(model)
+        found = self.survey(model)
         made = [t for s in found.sites if s.key in chosen and s.integer_output for t in s.outputs]
         limits = without_flat_ends(model, made, limits)
         schemes = with_wide(self._schemes(model, found, context), calibrated.spare)
@@ -468,10 +493,15 @@ class QuantizeStatic(Selection, Pass):
             site_decision(site, placed, elements, self, schemes.of(site.node))
             for site in found.sites
         ]
-        decisions += idle_overrides(self.overrides, found.sites, found.refusals)
         if placed.optimized is not None:
             decisions.extend(border_decisions(placed.optimized))
         return decisions
+
+
+def _candidates(found: Survey) -> list[Decision]:
+    sites = [site for site in found.sites if site.weight is not None]
+    said = [Decision(where=site.where, taken=True, reason="a candidate") for site in sites]
+    return [*found.refusals, *said]
 
 
 def _is_wide(activations: str | None) -> bool:

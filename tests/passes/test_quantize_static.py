@@ -405,17 +405,6 @@ def test_float16_is_left_alone() -> None:
     assert "float16" in result.decisions[0].reason
 
 
-def test_bodies_are_refused_aloud(if_model: onnx.ModelProto) -> None:
-    feed = {"x": noise(2, 2), "flag": np.array(True)}
-    result = quantize(Model.from_proto(if_model), [feed])
-    assert not result.changed
-    assert {d.where for d in result.decisions} == {
-        "choose/then_branch/then_mm",
-        "choose/else_branch/else_mm",
-    }
-    assert all("quantize-dynamic" in d.reason for d in result.decisions)
-
-
 def test_a_second_run_changes_nothing() -> None:
     model = conv_net(f"h = {CONV}(x, w, b) r = Relu(h) y = {CONV}(r, w, b)")
     assert quantize(model).changed

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxslim_passes.model import Constant, Model, Node, Types, Variable, Weight
+from onnxslim_passes.model.bodies import function_graphs
 from onnxslim_passes.numerics.affine import AffineGrid
 from onnxslim_passes.passes.placement.operators import (
     BETWEEN,
@@ -105,6 +106,8 @@ def survey(
 ) -> Survey:
     """Finds the sites of the main graph; the same model gives the same keys.
 
+    Nodes in bodies are not looked at: each body is surveyed as a model of its own.
+
     Args:
         model: stays as it is.
         verdict: why a weight is not to be touched.
@@ -114,7 +117,12 @@ def survey(
     weights = {weight.constant: weight for weight in model.weights()}
     quantized = _has_quantized_activations(model)
     reasons: dict[Node, str] = {}
-    nodes = [n for n in model.nodes() if not n.domain and n.op in WEIGHT_OPERATORS]
+    nodes = [
+        node
+        for graph in (model.graph, *function_graphs(model))
+        for node in graph.nodes
+        if not node.domain and node.op in WEIGHT_OPERATORS
+    ]
     weights |= stored_weights(nodes)
     for node in nodes:
         reason = _refusal(model, node, weights, types, quantized=quantized)
@@ -123,7 +131,7 @@ def survey(
             reason = decision.reason if decision is not None else None
         if reason is not None:
             reasons[node] = reason
-    reasons |= _without_kernel(weights.values())
+    reasons |= _without_kernel(model, weights.values())
     for node in [node for node in nodes if node not in reasons]:
         others = [use.node for use in weights[_weight_of(node)].uses if use.node in reasons]
         if others:
@@ -154,13 +162,15 @@ def _has_quantized_activations(model: Model) -> bool:
 # ---------------- nodes with weights
 
 
-def _without_kernel(weights: Iterable[Weight]) -> dict[Node, str]:
+def _without_kernel(model: Model, weights: Iterable[Weight]) -> dict[Node, str]:
     """Layers that are never sites, such as LSTM, and why."""
     return {
         use.node: f"there is no integer {use.node.op}; its weights stay in float"
         for weight in weights
         for use in weight.uses
-        if use.role in ("weight", "recurrent") and use.node.op not in WEIGHT_OPERATORS
+        if use.role in ("weight", "recurrent")
+        and use.node.op not in WEIGHT_OPERATORS
+        and use.node.graph is model.graph
     }
 
 
@@ -174,9 +184,8 @@ def _refusal(
 ) -> str | None:
     """Why a node with weights cannot run on integers, or None."""
     if node.graph is not model.graph:
-        place = "a function" if node.graph.is_function else "the body of a control-flow node"
         hint = "; quantize-dynamic needs no calibration" if node.op in ("MatMul", "Gemm") else ""
-        return f"it stands in {place}, where activations are not calibrated{hint}"
+        return f"it stands in a function, where activations are not calibrated{hint}"
     if quantized:
         return "the model has quantized activations already; start from the float model"
     left, right = node.inputs[0], node.inputs[1]
@@ -217,7 +226,10 @@ def _unfit_weight(
         {
             use.node.where
             for use in weights[constant].uses
-            if not use.direct or use.node.op not in WEIGHT_OPERATORS or use.input_index != 1
+            if not use.direct
+            or use.node.op not in WEIGHT_OPERATORS
+            or use.input_index != 1
+            or use.node.graph is not node.graph
         }
     )
     if others:
