@@ -10,8 +10,6 @@ the memory of a fresh process grows at most meanwhile.
 """
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zstandard
+from loading import Load, measure_loads
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -33,22 +32,6 @@ from onnxslim_passes.storage.contents import Contents
 from onnxslim_passes.storage.writer import Replacement, Writer, short_names
 
 Array = npt.NDArray[Any]
-
-_LOADER = """
-import sys, time
-import onnxruntime
-def peak_kb():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-options.log_severity_level = 4
-before = peak_kb()
-start = time.process_time()
-onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-cpu = time.process_time() - start
-print(cpu, (peak_kb() - before) / 1000)
-"""
 
 DENSITIES = (0.08, 0.2, 0.5)
 SITES = {
@@ -119,14 +102,12 @@ def stored(weight: Array, plan: Plan, opset: int) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def measure_load(file: bytes, runs: int) -> tuple[float, float]:
-    """CPU seconds of creating a session, the best of some processes, and MB at the peak of it."""
+def measure_load(file: bytes, runs: int) -> Load:
+    """Creating a session of a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(file)
-        command = [sys.executable, "-c", _LOADER, str(path)]
-        printed = [subprocess.check_output(command, text=True).split() for _ in range(runs)]
-    return min(float(cpu) for cpu, _ in printed), min(float(peak) for _, peak in printed)
+        return measure_loads({"": path}, runs)[""]
 
 
 def main() -> None:
@@ -145,9 +126,9 @@ def main() -> None:
         bound.append(f"{shared.entropy_bits:.3f}")
         for name, opset, file in stored_models(weight):
             bits = 8 * len(file) / count
-            cpu_s, peak_mb = measure_load(file, options.runs)
+            load = measure_load(file, options.runs)
             # Seconds for 100 M weights, bytes for one.
-            cell = f"{bits:.3f} {cpu_s / count * 1e8:.1f}s {peak_mb / count * 1e6:.0f}B"
+            cell = f"{bits:.3f} {load.cpu_s / count * 1e8:.1f}s {load.peak_mb / count * 1e6:.0f}B"
             rows.setdefault((name, opset), []).append(cell)
             if name == "dense":
                 small = zstandard.ZstdCompressor(level=19).compress(file)

@@ -4,19 +4,24 @@
 
 The network is made here: the layers of ResNet-50 (He et al. 2016, table 1) with batch
 normalization folded away and random weights, which are pruned and clustered by our own passes.
-Beside the stored files stands int8 QDQ by `quantize-static`. Load time is CPU time of creating a
-session on one thread, median, the files in turn.
+Beside the stored files stands int8 QDQ by `quantize-static`. Load is CPU time of creating a session
+on one thread and by how much memory grows meanwhile, in fresh processes, the best of `--runs`;
+`load again` in a process that has loaded such files before and has its memory, median. `run` is the
+median time of a run. All files in turn; ratios are to the dense float32 file.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import zstandard
+from loading import measure_loads, measure_runs
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -107,13 +112,13 @@ def applied(model: Model, passes: list[Pass], samples: Samples) -> Model:
     return copy
 
 
-def load_cpu_s(files: dict[str, bytes], runs: int) -> dict[str, float]:
-    """Median CPU seconds of creating a session of each file, in turn."""
+def warm_load_s(files: dict[str, Path], runs: int) -> dict[str, float]:
+    """Median CPU seconds of creating a session of each file, in turn in one process."""
     times: dict[str, list[float]] = {name: [] for name in files}
     for _ in range(runs):
-        for name, file in files.items():
+        for name, path in files.items():
             start = time.process_time()
-            with open_session(file):
+            with open_session(path):
                 times[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -137,30 +142,39 @@ def main() -> None:
     models = {"float32": dense, "int8 QDQ": applied(original, [QuantizeStatic()], samples)}
     for level in ("portable", "compact", "smallest"):
         models[f"stored, {level}"] = applied(dense, [StoreWeights(level=level)], samples)
-    files = {name: bytes(m.to_proto().SerializeToString()) for name, m in models.items()}
-    _print(files, load_cpu_s(files, options.runs), feed, zstd=options.zstd)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / f"{at}.onnx" for at, name in enumerate(models)}
+        for name, model in models.items():
+            files[name].write_bytes(model.to_proto().SerializeToString())
+        _print(files, feed, options.runs, zstd=options.zstd)
 
 
-def _print(
-    files: dict[str, bytes], loads: dict[str, float], feed: dict[str, Array], *, zstd: bool
-) -> None:
+def _print(files: dict[str, Path], feed: dict[str, Array], runs: int, *, zstd: bool) -> None:
     compressor = zstandard.ZstdCompressor(level=19)
-    expected = open_session(files["float32"]).run(feed)
+    loads, warm = measure_loads(files, runs), warm_load_s(files, runs)
+    seconds = measure_runs(files, feed, 3 * runs)
+    dense = "float32"
+    expected = open_session(files[dense]).run(feed)
     table = Table(title="ResNet-50's layers, density 20%, 16 values beside zero in each")
-    for heading in ("file", "MB", "zstd, MB", "ratio", "load CPU s", "outputs"):
+    headings = ("MB", "zstd, MB", "ratio", "load CPU s", "peak MB", "load again", "run", "outputs")
+    for heading in ("file", *headings):
         table.add_column(heading)
-    for name, file in files.items():
-        given = open_session(file).run(feed)
+    for name, path in files.items():
+        given = open_session(path).run(feed)
         same = all(given[key].tobytes() == expected[key].tobytes() for key in expected)
+        size, load = path.stat().st_size, loads[name]
         table.add_row(
             name,
-            f"{len(file) / 1e6:.2f}",
-            f"{len(compressor.compress(file)) / 1e6:.2f}" if zstd else "",
-            f"{len(files['float32']) / len(file):.1f}x",
-            f"{loads[name]:.2f}",
+            f"{size / 1e6:.2f}",
+            f"{len(compressor.compress(path.read_bytes())) / 1e6:.2f}" if zstd else "",
+            f"{files[dense].stat().st_size / size:.1f}x",
+            f"{load.cpu_s:.2f}, {load.cpu_s / loads[dense].cpu_s:.1f}x",
+            f"{load.peak_mb:.0f}",
+            f"{warm[name]:.2f}, {warm[name] / warm[dense]:.1f}x",
+            f"{seconds[name] / seconds[dense]:.2f}x",
             "same bits" if same else "differ",
         )
-    Console(width=100).print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

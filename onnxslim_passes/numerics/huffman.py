@@ -22,6 +22,7 @@ so that each level has a whole number of bytes: at most 7 for each length.
 """
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,19 +58,20 @@ def code_lengths(counts: Counts) -> npt.NDArray[np.int64]:
     return depths[: counts.size]
 
 
-def best_code_lengths(counts: Counts, level_bits: int) -> npt.NDArray[np.int64]:
-    """As `code_lengths`, where each level of the code costs so many bits besides.
-
-    Raising small counts makes the longest words shorter; a few such limits are tried.
-    """
+def limited_code_lengths(counts: Counts) -> Iterator[npt.NDArray[np.int64]]:
+    """`code_lengths`, and the same of counts that are raised, so that no word is very long."""
     total = int(counts.sum())
+    for floor in dict.fromkeys([1, *(total >> shift for shift in range(6, 20, 2))]):
+        yield code_lengths(np.maximum(counts, floor))
+
+
+def best_code_lengths(counts: Counts, level_bits: int) -> npt.NDArray[np.int64]:
+    """The best of `limited_code_lengths` where each level costs so many bits besides."""
 
     def cost(lengths: npt.NDArray[np.int64]) -> int:
         return int((counts * lengths).sum()) + level_bits * int(lengths.max())
 
-    floors = dict.fromkeys([1, *(total >> shift for shift in range(6, 20, 2))])
-    tried = (code_lengths(np.maximum(counts, floor)) for floor in floors)
-    return min(tried, key=cost)
+    return min(limited_code_lengths(counts), key=cost)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,9 @@
 """Codebooks with Huffman codes: frequent values take fewer bits.
 
-The codes of a weight are a wavelet matrix (`numerics.huffman`): a stream of bits for each level of
-the code. The table's values, each repeated as often as it occurs, are permuted level by level:
+The codes of a weight have one of two forms. A wavelet tree (`tree`) loads faster, but has a stream
+for each inner node of the code, which only large weights can bear. A wavelet matrix
+(`numerics.huffman`) has a stream for each level. The table's values, each repeated as often as it
+occurs, are permuted level by level:
 
     runs = GatherElements(table, CumSum(ScatterElements(Expand(0, [n]), starts, Sign(starts))))
     rest = merge(merge(merge([], level 2, T, runs), level 1, T, runs), level 0, T, runs)[:n]
@@ -23,7 +25,12 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from onnxslim_passes.numerics.huffman import WaveletMatrix, best_code_lengths
+from onnxslim_passes.numerics.huffman import (
+    WaveletMatrix,
+    best_code_lengths,
+    limited_code_lengths,
+)
+from onnxslim_passes.numerics.wavelet_tree import nodes, wavelet_tree
 from onnxslim_passes.storage.base import (
     Argument,
     Encoding,
@@ -35,6 +42,7 @@ from onnxslim_passes.storage.base import (
     Step,
     call,
     step,
+    walk,
 )
 from onnxslim_passes.storage.contents import Contents
 from onnxslim_passes.storage.streams import (
@@ -46,14 +54,18 @@ from onnxslim_passes.storage.streams import (
     running_sum,
     unpacking_table,
 )
+from onnxslim_passes.storage.tree import merged_symbols
 
 Codes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
+Table = npt.NDArray[Any]
 
-# What a level takes besides its bits: a call of the function and the frame of a tensor, or all
-# steps of the function.
-_LEVEL_BYTES = 40
-_INLINE_LEVEL_BYTES = 350
+# What a level or a node takes besides its bits: a call of the function and the frame of a tensor,
+# or all steps of the function.
+_LEVEL_BYTES, _NODE_BYTES = 40, 60
+_INLINE_BYTES = (350, 500)
+# What is it worth that a tree is decoded in less time than a matrix.
+_FASTER_MAY_TAKE = 1 + 1 / 128
 
 
 class CodebookHuffman(Encoding):
@@ -68,16 +80,16 @@ class CodebookHuffman(Encoding):
         shared = contents.shared
         if shared is None or shared.clusters < 3:
             return
-        matrix = _matrix(shared.counts, site)
-        flat = _decoded(matrix, shared.codes, shared.table, site)
+        flat = huffman_decoded(shared.codes, shared.counts, shared.table, site)
         root = flat if contents.values.ndim == 1 else reshape(flat, contents.shape)
-        bits = sum(matrix.level_sizes) / contents.size
-        clusters = shared.clusters
-        yield Plan(self.name, root, {"clusters": clusters, "per": "tensor", "bits": round(bits, 3)})
+        _, codes = flat.inputs
+        streams = sum(part.nbytes for part in walk(codes) if isinstance(part, Payload))
+        bits = round(8 * streams / contents.size, 3)
+        yield Plan(self.name, root, {"clusters": shared.clusters, "per": "tensor", "bits": bits})
 
 
-def huffman_decoded(codes: Codes, counts: Counts, table: npt.NDArray[Any], site: Site) -> Step:
-    """Entries of a table by Huffman codes of their numbers.
+def huffman_decoded(codes: Codes, counts: Counts, table: Table, site: Site) -> Step:
+    """Entries of a table by Huffman codes of their numbers, in the form that suits their number.
 
     Args:
         codes: uint8, shape (n,).
@@ -88,15 +100,20 @@ def huffman_decoded(codes: Codes, counts: Counts, table: npt.NDArray[Any], site:
     Returns:
         Like `table`, shape (n,).
     """
-    return _decoded(_matrix(counts, site), codes, table, site)
+    level_bytes, node_bytes = (_LEVEL_BYTES, _NODE_BYTES) if site.functions else _INLINE_BYTES
+    matrix = WaveletMatrix(counts, best_code_lengths(counts, 8 * level_bytes))
+    matrix_bytes = sum(size // 8 + level_bytes for size in matrix.level_sizes)
+    trees = [wavelet_tree(counts, each) for each in limited_code_lengths(counts)]
+    sizes = [sum(node.nbytes + node_bytes for node in nodes(tree)) for tree in trees]
+    if min(sizes) <= matrix_bytes * _FASTER_MAY_TAKE:
+        decoded = merged_symbols(trees[sizes.index(min(sizes))], codes, site)
+    else:
+        decoded, table = _by_levels(matrix, codes, site), table[matrix.order]
+    return step("GatherElements", raw(table), step("Cast", decoded, to=INT32))
 
 
-def _matrix(counts: Counts, site: Site) -> WaveletMatrix:
-    level_bytes = _LEVEL_BYTES if site.functions else _INLINE_LEVEL_BYTES
-    return WaveletMatrix(counts, best_code_lengths(counts, 8 * level_bytes))
-
-
-def _decoded(matrix: WaveletMatrix, codes: Codes, table: npt.NDArray[Any], site: Site) -> Step:
+def _by_levels(matrix: WaveletMatrix, codes: Codes, site: Site) -> Step:
+    """Codes, numbered anew in the matrix's order, from a wavelet matrix."""
     runs = step("Cast", _runs(matrix), to=int(TensorProto.UINT8))
     cached = _LevelStreams(matrix, codes)
     rest: Step | Literal = Literal.of([], np.uint8)
@@ -106,8 +123,7 @@ def _decoded(matrix: WaveletMatrix, codes: Codes, table: npt.NDArray[Any], site:
         packed = Payload((nbytes,), np.dtype(np.uint8), nbytes, partial(cached.level, level))
         rest = call(merge, rest, packed, unpacking_table(1, site), runs, site=site)
     assert isinstance(rest, Step)
-    numbers = step("Cast", head(rest, codes.size, site), to=INT32)
-    return step("GatherElements", raw(table[matrix.order]), numbers)
+    return head(rest, codes.size, site)
 
 
 def _runs(matrix: WaveletMatrix) -> Step:

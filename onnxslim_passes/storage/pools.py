@@ -33,6 +33,9 @@ from onnxslim_passes.storage.streams import INT32, raw, reshape
 # Beyond this many elements a decoder of one's own is less than a percent of the weight.
 MAX_POOLED = 1 << 20
 _SIZES = (1 << 12, 1 << 14, 1 << 17, MAX_POOLED)
+# All together: decoding needs dozens of bytes an element, for the whole pool at once, and gets
+# several times as slow where the allocator no longer reuses memory.
+_MAX_POOL = 1 << 22
 
 
 def pool_offers(
@@ -56,6 +59,8 @@ def pool_offers(
         members = tuple(at for at in able if chosen[at][0].size <= limit)
         if len(members) < 2 or members in tried or site.opset < 11:
             continue
+        if sum(chosen[at][0].size for at in members) > _MAX_POOL:
+            break
         tried.add(members)
         offers = _pooled([chosen[at][0] for at in members], encodings, site)
         pooled = dict(zip(members, offers, strict=True))
