@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli_w
 
-from onnxslim_passes.calibration import Samples
+from onnxslim_passes.calibration import RangeCache, Samples
 from onnxslim_passes.errors import (
     InvalidModelError,
     OnnxSlimError,
@@ -115,6 +115,7 @@ class Pipeline:
         progress: Progress | None = None,
         measure: bool = True,
         checkpoints: Path | None = None,
+        cache: RangeCache | None = None,
     ) -> Result:
         """Compresses a copy of `model`.
 
@@ -131,6 +132,7 @@ class Pipeline:
             checkpoints: folder, made if need be, where passes that train leave their state after
                 each epoch; the same run takes up from there what was done of it. Files are called
                 by what decides the result, and none is removed.
+            cache: where ranges of activations are kept from one run to the next.
 
         Raises:
             UsageError: a pass needs samples and there are none.
@@ -154,6 +156,7 @@ class Pipeline:
             progress=progress,
             reference=model,
             checkpoints=checkpoints,
+            cache=cache,
         )
         if checkpoints is not None:
             checkpoints.mkdir(parents=True, exist_ok=True)

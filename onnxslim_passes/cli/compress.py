@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 from rich.text import Text
 
-from onnxslim_passes.calibration import Samples
+from onnxslim_passes.calibration import RangeCache, Samples
 from onnxslim_passes.cli.common import (
     RANDOM,
     Flag,
@@ -92,6 +92,8 @@ class Data:
 
     Attributes:
         calibration: Samples, or "random".
+        calibration_cache: A folder that keeps ranges of activations: the same model, samples and
+            observer are not calibrated twice.
         training: Samples for passes that train, such as fine-tune; by default those of calibration.
         checkpoints: A folder where training leaves its state after each epoch; the same command
             goes on from there. It is not removed.
@@ -106,6 +108,7 @@ class Data:
             "them. 'random' is for smoke tests only: its figures mean nothing."
         ),
     ] = None
+    calibration_cache: Annotated[Path | None, Parameter(negative="")] = None
     training: str | None = None
     checkpoints: Annotated[Path | None, Parameter(negative="")] = None
     evaluation: str | None = None
@@ -162,7 +165,7 @@ def compress(
             _print_plan(recipe, pipeline, as_json=output.json)
             return
         before = metric(reference) if metric is not None else float("nan")
-    tried = ""
+    tried, cache = "", _cache(data)
     with TerminalProgress() as progress:
         result = pipeline.run(
             loaded,
@@ -172,6 +175,7 @@ def compress(
             seed=what.seed,
             progress=progress,
             checkpoints=data.checkpoints,
+            cache=cache,
         )
         task = _task(metric, before, result.model) if metric is not None else None
         if metric is not None and task is not None and guards.drops_too_much(task):
@@ -187,6 +191,7 @@ def compress(
                 target=what.target,
                 seed=what.seed,
                 progress=progress,
+                cache=cache,
             )
             result, task = restored.result, _task(metric, before, restored.result.model)
             tried = _tried(restored)
@@ -236,6 +241,7 @@ def _check_usage(
 ) -> None:
     """Everything that can be refused before the model is read."""
     guards.check_usage(metric=data.metric)
+    _check_cache(data)
     if data.evaluation is not None and data.metric is None:
         raise UsageError("--evaluation is for a --metric, such as --metric top1; none is given")
     if data.evaluation == RANDOM:
@@ -272,6 +278,20 @@ def _check_checkpoints(folder: Path, learners: str) -> None:
         raise UsageError("--checkpoints is for passes that train, such as fine-tune; there is none")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--checkpoints {folder} is a file; expected a folder, or one to make")
+
+
+def _check_cache(data: Data) -> None:
+    folder = data.calibration_cache
+    if folder is None:
+        return
+    if data.calibration is None:
+        raise UsageError("--calibration-cache keeps what --calibration found; give both")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--calibration-cache {folder} is a file; expected a folder")
+
+
+def _cache(data: Data) -> RangeCache | None:
+    return None if data.calibration_cache is None else RangeCache(data.calibration_cache)
 
 
 def _names(passes: Iterable[Pass]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
 
-from onnxslim_passes.calibration import Samples
+from onnxslim_passes.calibration import RangeCache, Samples
 from onnxslim_passes.model import Model
 from onnxslim_passes.report.records import Decision
 
@@ -66,6 +66,7 @@ class Context:
         target: the runtime the result is meant for.
         seed: for everything random.
         progress: for long loops.
+        cache: where ranges of activations are kept from one run to the next, or None.
         reference: the model as the pipeline received it; never edited.
         floating: the model as it was before the first pass of stage QUANTIZE; None until then.
             Never edited. Its tensors are called as in the quantized model.
@@ -77,6 +78,7 @@ class Context:
     target: str = "cpu"
     seed: int = 0
     progress: Progress = field(default_factory=NoProgress)
+    cache: RangeCache | None = None
     reference: Model | None = None
     floating: Model | None = None
     checkpoints: Path | None = None

@@ -362,6 +362,7 @@ class QuantizeStatic(Selection, Pass):
                 options=ObserverOptions(levels=count),
                 progress=context.progress,
                 strict=False,
+                cache=context.cache,
             )
         return ranges
 

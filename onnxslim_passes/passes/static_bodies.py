@@ -87,7 +87,8 @@ class StaticBodies:
             return _refused(labels, str(error))
         if inner is None:
             return _never_run(found)
-        within = replace(context, samples=inner, reference=None, floating=None)
+        # To know what a body is fed, the model has to be run: a cache could not save that.
+        within = replace(context, samples=inner, cache=None, reference=None, floating=None)
         result = self._options.quantize_sites(part, within)
         if result.changed:
             model.at_least_opset(part.opset)

@@ -12,7 +12,7 @@ figure for a publication wants data that this search has not seen.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnxslim_passes.calibration import Samples
+from onnxslim_passes.calibration import RangeCache, Samples
 from onnxslim_passes.evaluation.layers import LayerError, compare_layers
 from onnxslim_passes.model import Model
 from onnxslim_passes.passes.base import NoProgress, Pass, Progress
@@ -66,6 +66,7 @@ def restore(
     target: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
+    cache: RangeCache | None = None,
 ) -> Restored:
     """Leaves the worst layers in float until the drop of a metric is at most `limit`.
 
@@ -81,6 +82,7 @@ def restore(
         target: as for the pipeline.
         seed: as for the pipeline.
         progress: is shown the layers and the runs.
+        cache: as for the pipeline.
 
     Returns:
         A result within the limit, with the fewest layers in float that were found to do; if none
@@ -111,6 +113,7 @@ def restore(
             seed=seed,
             progress=progress,
             measure=measure,
+            cache=cache,
         )
 
     drops = {0: drop_of(result.model)}

@@ -295,3 +295,40 @@ def test_bad_min_runtime_is_refused(run, model, tmp_path, options, words):
     assert result.code == 2
     assert words in result.err
     assert not out.exists()
+
+
+def test_a_second_run_takes_its_ranges_from_the_cache(run, model, samples, tmp_path, monkeypatch):
+    cache, first, second = (tmp_path / name for name in ("cache", "first.onnx", "second.onnx"))
+    options = ["--recipe", "int8", "--calibration", samples, "--calibration-cache", cache]
+    assert run("compress", model, "-o", first, *options).code == 0
+    (entry,) = cache.iterdir()
+    before = entry.read_bytes()
+
+    def forbidden(*_, **__):
+        raise AssertionError("the samples were run for ranges")
+
+    monkeypatch.setattr("onnxslim_passes.calibration.run._reduce", forbidden)
+    assert run("compress", model, "-o", second, *options).code == 0
+    assert [path.name for path in cache.iterdir()] == [entry.name]
+    assert entry.read_bytes() == before
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_another_observer_has_another_entry(run, model, samples, tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "out.onnx"
+    options = ["--calibration", samples, "--calibration-cache", cache, "-o", out]
+    for observer in ("min-max", "percentile"):
+        text = f"quantize-static:observer={observer}"
+        assert run("compress", model, "--pass", text, *options).code == 0
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_is_refused(run, model, samples, tmp_path):
+    out, options = tmp_path / "out.onnx", ["--recipe", "int8", "--calibration", samples]
+    result = run("compress", model, "-o", out, *options, "--calibration-cache", samples)
+    assert result.code == 2
+    assert "is a file; expected a folder" in result.err
+    result = run("compress", model, "-o", out, *CODEBOOK, "--calibration-cache", tmp_path)
+    assert result.code == 2
+    assert "give both" in result.err
+    assert not out.exists()
