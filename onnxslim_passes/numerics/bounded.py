@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from onnxslim_passes.numerics.arrays import FloatArray
 from onnxslim_passes.numerics.clustering import settled
-from onnxslim_passes.numerics.codebooks import Codebook, Reading, Row, share
+from onnxslim_passes.numerics.codebooks import Cells, Codebook, Reading, Row, share
 from onnxslim_passes.numerics.histograms import HISTOGRAM_BINS
 
 Floats = npt.NDArray[np.float64]
@@ -63,7 +63,7 @@ def bounded_kmeans_1d(
     wanted = np.broadcast_to(np.asarray(reach, np.float64), (count,))
     allowed = wanted.copy()
 
-    def fit(rows: list[Row]) -> list[Floats]:
+    def fit(rows: list[Row]) -> list[Cells]:
         reaches = np.array([np.ldexp(allowed[row.number], -row.exponent) for row in rows])
         starts = [_start(row, clusters, reach) for row, reach in zip(rows, reaches, strict=True)]
         return settled(rows, starts, reaches)

@@ -12,9 +12,11 @@ How it is done:
    few walks over the data.
 2. Centroids start at the optimum, found by dynamic programming (`partition`): exact for few
    distinct values (256, or 16 K), within 0.05% for more. Or evenly spaced over the range
-   ("linear", best in the paper since large weights matter), at quantiles ("density"), or by
-   k-means++ (scikit-learn's).
-3. Lloyd's iteration with exchanges of clusters settles them (`intervals`).
+   ("linear"), at quantiles ("density"), or by k-means++ (scikit-learn's).
+3. Lloyd's iteration with exchanges of clusters settles them (`intervals`); from a linear start
+   without exchanges. That ends at a squared error of about 1.5 times the optimum, and is what the
+   paper found best: the few large weights, which matter, keep values of their own. The
+   frequencies of the values differ more, too, so that Huffman codes are shorter.
 4. Every value goes to its nearest centroid, after centroids were rounded to the weight's dtype.
 
 scikit-learn's `KMeans` is the reference in the tests, not the engine, for two measured reasons. It
@@ -30,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim_passes.numerics.arrays import FloatArray
-from onnxslim_passes.numerics.codebooks import Codebook, Reading, Row, share
+from onnxslim_passes.numerics.codebooks import Cells, Codebook, Reading, Row, share
 from onnxslim_passes.numerics.histograms import HISTOGRAM_BINS
 from onnxslim_passes.numerics.intervals import Rows, settle
 from onnxslim_passes.numerics.mixtures import fit_mixture
@@ -77,14 +79,10 @@ def kmeans_1d(
     Raises:
         ValueError: NaN or infinity with its position, or an argument out of range.
     """
-    _check_init(init)
+    check_init(init)
     reading = Reading(clusters=clusters, bins=bins, keep_zero=keep_zero, weights=weights)
     reading.check(values)
-
-    def fit(rows: list[Row]) -> list[Floats]:
-        return settled(rows, _starts(rows, clusters, init, seed))
-
-    return share(values, axis, reading, fit)
+    return share(values, axis, reading, lambda rows: fitted(rows, clusters, init, seed))
 
 
 def gaussian_mixture_1d(
@@ -113,30 +111,42 @@ def gaussian_mixture_1d(
     Raises:
         ValueError: NaN or infinity with its position, or an argument out of range.
     """
-    _check_init(init)
+    check_init(init)
     reading = Reading(clusters=clusters, bins=bins, keep_zero=keep_zero, weights=weights)
     reading.check(values)
 
-    def fit(rows: list[Row]) -> list[Floats]:
-        starts = settled(rows, _starts(rows, clusters, init, seed))
-        return [_mixed(row, start) for row, start in zip(rows, starts, strict=True)]
+    def fit(rows: list[Row]) -> list[Cells]:
+        starts = fitted(rows, clusters, init, seed)
+        return [
+            Cells(_mixed(row, start.centroids)) for row, start in zip(rows, starts, strict=True)
+        ]
 
     return share(values, axis, reading, fit)
 
 
-def _check_init(init: str) -> None:
+def check_init(init: str) -> None:
+    """Raise `ValueError` for an unknown start."""
     if init not in _INITS:
         raise ValueError(f"init is {init!r}; expected {', '.join(map(repr, _INITS))}")
 
 
-def settled(rows: list[Row], starts: list[Floats], reach: Floats | None = None) -> list[Floats]:
+def fitted(rows: list[Row], clusters: int, init: Init, seed: int) -> list[Cells]:
+    """The cells of k-means, one of each row's centroids exactly its pin unless that is NaN."""
+    starts = _starts(rows, clusters, init, seed)
+    return settled(rows, starts, exchange=init != "linear")
+
+
+def settled(
+    rows: list[Row], starts: list[Floats], reach: Floats | None = None, *, exchange: bool = True
+) -> list[Cells]:
     """Lloyd's iteration from these centroids; see `settle`."""
     table = Rows([row.histogram for row in rows])
     pins = np.array([row.pin for row in rows]) - table.middles
-    settled = settle(table, np.stack(starts) - table.middles[:, None], pins, reach)
+    shifted = np.stack(starts) - table.middles[:, None]
+    settled = settle(table, shifted, pins, reach, exchange=exchange)
     # The pinned centroid must come back as exactly 0, which x - m + m need not be.
     return [
-        np.where(centroids == pin, 0.0, centroids + middle)
+        Cells(np.where(centroids == pin, 0.0, centroids + middle))
         for centroids, pin, middle in zip(settled, pins, table.middles, strict=True)
     ]
 

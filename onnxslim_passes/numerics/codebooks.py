@@ -2,7 +2,8 @@
 
 A codebook is made in three steps, of which only the second differs between methods: rows of values
 (a tensor, or its channels) become points, the points of each row become centroids, and every value
-takes the nearest centroid once those are rounded to the weight's dtype.
+takes the nearest centroid once those are rounded to the weight's dtype, or the one between whose
+borders it lies.
 
 Zeros: where they are kept, a row that has exact zeros gets a centroid that is exactly 0.0 (one of
 the K); zeros stay zeros, values nearer to 0 than to any other centroid join them. A row without
@@ -107,16 +108,32 @@ class Row:
         histogram: divided by ``2^exponent``, so that squares fit into float64.
         exponent: see there.
         pin: 0.0 if a centroid stays there, else NaN.
+        zeros: how many values are kept there.
     """
 
     number: int
     histogram: Histogram
     exponent: int
     pin: float
+    zeros: int = 0
 
 
-Fit = Callable[[list[Row]], list[Floats]]
-"""From rows of points to the centroids of each."""
+@dataclass(frozen=True)
+class Cells:
+    """Which numbers share a value.
+
+    Attributes:
+        centroids: the values, ascending, shape (K,).
+        borders: ascending, shape (K - 1,): numbers above border k - 1, up to border k and that one
+            included, take centroid k; None: every number takes the nearest centroid.
+    """
+
+    centroids: npt.NDArray[Any]
+    borders: Floats | None = None
+
+
+Fit = Callable[[list[Row]], list[Cells]]
+"""From rows of points to the cells of each."""
 
 
 def share(values: FloatArray, axis: int | None, reading: Reading, fit: Fit) -> Codebook:
@@ -140,13 +157,14 @@ def share(values: FloatArray, axis: int | None, reading: Reading, fit: Fit) -> C
         empty = np.empty(values.shape, index_dtype)
         return Codebook(centroids=np.empty(shape, values.dtype), indices=empty, axis=axis)
     counted = None if reading.weights is None else _as_rows(reading.weights, axis)
-    centroids = [
-        centroids
+    cells = [
+        cells
         for group in _row_groups(rows)
-        for centroids in _fitted(rows, counted, group, reading, fit)
+        for cells in _fitted(rows, counted, group, reading, fit)
     ]
+    centroids = [each.centroids for each in cells]
     indices = np.empty(rows.shape, index_dtype)
-    for row, shared, codes in zip(rows, centroids, indices, strict=True):
+    for row, shared, codes in zip(rows, cells, indices, strict=True):
         _assign(row, shared, codes)
     if axis is None:
         return Codebook(centroids=centroids[0], indices=indices.reshape(values.shape))
@@ -175,9 +193,9 @@ def _fitted(
     group: range,
     reading: Reading,
     fit: Fit,
-) -> list[npt.NDArray[Any]]:
-    """The centroids of each row of a group: ascending, distinct, in the weight's dtype."""
-    results: dict[int, Floats] = {}
+) -> list[Cells]:
+    """The cells of each row of a group; centroids ascending, distinct, in the weight's dtype."""
+    results: dict[int, Cells] = {}
     pending: list[Row] = []
     for number in group:
         counted = None if weights is None else weights[number]
@@ -185,10 +203,10 @@ def _fitted(
         if isinstance(found, Row):
             pending.append(found)
         else:
-            results[number] = found
+            results[number] = Cells(found)
     if pending:
-        for row, centroids in zip(pending, fit(pending), strict=True):
-            results[row.number] = np.ldexp(centroids, row.exponent)
+        for row, cells in zip(pending, fit(pending), strict=True):
+            results[row.number] = _scaled(cells, row.exponent)
     return [_rounded(results[number], rows.dtype) for number in group]
 
 
@@ -201,8 +219,9 @@ def _read(
     if histogram.exact and histogram.points.size <= reading.clusters:
         return histogram.points
     pin = math.nan
+    zeros = 0
     if reading.keep_zero and (used := values != 0).sum() < values.size:
-        pin = 0.0
+        pin, zeros = 0.0, values.size - int(used.sum())
         if histogram.exact:
             histogram = histogram.only(histogram.points != 0)
         else:
@@ -211,20 +230,30 @@ def _read(
     exponent = math.frexp(float(np.abs(histogram.points[[0, -1]]).max()))[1]
     points = np.ldexp(histogram.points, -exponent)
     small = Histogram(points=points, weights=histogram.weights, exact=histogram.exact)
-    return Row(number, small, exponent, pin)
+    return Row(number, small, exponent, pin, zeros)
 
 
-def _rounded(centroids: Floats, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Distinct ascending centroids in `dtype`, without -0.0."""
-    rounded = np.unique(centroids.astype(dtype).astype(np.float64))
-    return (rounded + 0.0).astype(dtype)
+def _scaled(cells: Cells, exponent: int) -> Cells:
+    borders = None if cells.borders is None else np.ldexp(cells.borders, exponent)
+    return Cells(np.ldexp(cells.centroids, exponent), borders)
 
 
-def _assign(row: npt.NDArray[Any], centroids: npt.NDArray[Any], codes: npt.NDArray[Any]) -> None:
-    """Write the number of each value's nearest centroid into `codes`; the smaller one on a tie."""
+def _rounded(cells: Cells, dtype: np.dtype[Any]) -> Cells:
+    """Distinct ascending centroids in `dtype`, without -0.0; cells that become one are merged."""
+    centroids = cells.centroids.astype(dtype).astype(np.float64)
+    rounded, first = np.unique(centroids, return_index=True)
+    borders = None if cells.borders is None else cells.borders[first[1:] - 1]
+    return Cells((rounded + 0.0).astype(dtype), borders)
+
+
+def _assign(row: npt.NDArray[Any], cells: Cells, codes: npt.NDArray[Any]) -> None:
+    """Write the number of each value's centroid into `codes`; the smaller one on a tie."""
     dtype = working_dtype(row.dtype)
-    wide = centroids.astype(np.float64)
-    borders = _rounded_down(wide[:-1] / 2 + wide[1:] / 2, dtype)
+    borders = cells.borders
+    if borders is None:
+        wide = cells.centroids.astype(np.float64)
+        borders = wide[:-1] / 2 + wide[1:] / 2
+    borders = _rounded_down(borders, dtype)
     start = 0
     for block in blocks(row):
         codes[start : start + block.size] = np.searchsorted(borders, block.astype(dtype))

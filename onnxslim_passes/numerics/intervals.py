@@ -101,7 +101,14 @@ def outward_sums(terms: Floats) -> Floats:
     return sums
 
 
-def settle(rows: Rows, centroids: Floats, pins: Floats, reach: Floats | None = None) -> Floats:
+def settle(
+    rows: Rows,
+    centroids: Floats,
+    pins: Floats,
+    reach: Floats | None = None,
+    *,
+    exchange: bool = True,
+) -> Floats:
     """Lloyd's iteration with exchanges, on all rows, until each is at rest.
 
     Args:
@@ -111,13 +118,14 @@ def settle(rows: Rows, centroids: Floats, pins: Floats, reach: Floats | None = N
         reach: shape (R,): how far points may lie from their centroid. The start must keep to it;
             then every step does, as centroids are moved no farther than their points allow. There
             are no exchanges then.
+        exchange: False for Lloyd's iteration alone, which ends at a local optimum near the start.
 
     Returns:
         Settled centroids, shape (R, K), ascending.
     """
     settled = centroids.copy()
     active = np.arange(len(centroids))
-    tolerance = np.full(len(centroids), _COARSE if reach is None else _FINE)
+    tolerance = np.full(len(centroids), _COARSE if exchange and reach is None else _FINE)
     for _ in range(_MAX_STEPS):
         current, pin = settled[active], pins[active][:, None]
         edges = rows.edges(active, current)

@@ -61,6 +61,9 @@ class ClusterWeights(Selection, Pass):
         "arXiv:1702.04008 (Gaussian mixtures)",
         "Gronlund et al. 2017, Fast Exact k-Means, k-Medians and Bregman Divergence Clustering in "
         "1D, arXiv:1701.07204",
+        "Chou, Lookabaugh and Gray 1989, Entropy-Constrained Vector Quantization, IEEE Trans. "
+        "ASSP 37(1) (rate_weight)",
+        "Choi, El-Khamy and Lee 2017, Towards the Limit of Network Quantization, arXiv:1612.01543",
         "Stock et al. 2020, And the Bit Goes Down: Revisiting the Quantization of Neural Networks, "
         "arXiv:1907.05686 (groups)",
         "Kim et al. 2024, SqueezeLLM: Dense-and-Sparse Quantization, arXiv:2306.07629",
@@ -122,10 +125,20 @@ class ClusterWeights(Selection, Pass):
     init: Annotated[
         Init,
         Field(
-            description="where centroids start: at the optimum, evenly over the range, at "
-            "quantiles, or drawn"
+            description="where centroids start: at the optimum, evenly over the range (and settle "
+            "near there: large weights keep values of their own), at quantiles, or drawn"
         ),
     ] = "optimal"
+    rate_weight: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="how much a bit of an entropy code counts, in squared error as a part of "
+            "the mean square of the weights: fewer and more frequent values; errors then all "
+            "count alike. 0: least squared error",
+        ),
+    ] = 0.0
     weighting: Annotated[
         Literal["inputs", "none"],
         Field(
@@ -164,6 +177,14 @@ class ClusterWeights(Selection, Pass):
                 "method=gmm is for single values without scales",
             ),
             (
+                self.rate_weight > 0 and (one_table or self.method == "gmm"),
+                "rate_weight is for k-means of single values without scales",
+            ),
+            (
+                self.rate_weight > 0 and self.max_error is not None,
+                "max_error has a k-means of its own; leave rate_weight out",
+            ),
+            (
                 self.per != "tensor" and one_table,
                 f"per={self.per} gives each its own table, group and scales are for one table",
             ),
@@ -195,7 +216,8 @@ class ClusterWeights(Selection, Pass):
         weights = model.weights()
         refusals = {weight.constant: self._refusal(weight) for weight in weights}
         importance: dict[Constant, Array] = {}
-        if context.samples is not None and self.weighting == "inputs":
+        by_inputs = self.weighting == "inputs" and not self.rate_weight
+        if context.samples is not None and by_inputs:
             candidates = [weight for weight in weights if refusals[weight.constant] is None]
             importance = input_importance(model, candidates, context.samples, context.progress)
         decisions = tuple(
@@ -237,7 +259,7 @@ class ClusterWeights(Selection, Pass):
             return OneTable(layout, seed, self.init, self.group)
         if self.group > 1:
             return Vectors(layout, seed, length=self.group)
-        return OwnTables(layout, seed, self.init, self.method)
+        return OwnTables(layout, seed, self.init, self.method, self.rate_weight)
 
     def _layout(self, weight: Weight) -> BlockLayout:
         """How it is cut into rows."""
@@ -306,6 +328,9 @@ class ClusterWeights(Selection, Pass):
             "distinct": _distinct(after),
             "sqnr_db": round(sqnr_db(before, after), 2),
         }
+        if self.rate_weight:
+            reason += f"; a bit of code counts {self.rate_weight} of the mean square"
+            figures["entropy_bits"] = round(_entropy_bits(after), 3)
         if counted is not None:
             reason += "; errors counted by its inputs"
             figures["output_sqnr_db"] = round(weighted_sqnr_db(rows, found.rows, counted), 2)
@@ -362,6 +387,12 @@ def _fewest_bits(attempt: Callable[[int], Shared | None]) -> Shared | None:
         else:
             best, high = found, middle - 1
     return best
+
+
+def _entropy_bits(values: FloatArray) -> float:
+    """Bits an element in an ideal code of order 0."""
+    shares = np.unique(values, return_counts=True)[1] / values.size
+    return float(-(shares * np.log2(shares)).sum())
 
 
 def _distinct(values: FloatArray) -> int | str:

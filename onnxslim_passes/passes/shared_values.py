@@ -16,6 +16,7 @@ from onnxslim_passes.numerics.bits import packed_bytes
 from onnxslim_passes.numerics.bounded import bounded_kmeans_1d
 from onnxslim_passes.numerics.clustering import Init, gaussian_mixture_1d, kmeans_1d
 from onnxslim_passes.numerics.common_codes import with_common_codes
+from onnxslim_passes.numerics.entropy_constrained import entropy_constrained_1d
 from onnxslim_passes.numerics.histograms import distinct_values
 from onnxslim_passes.numerics.scaled_codebooks import scaled_codebook
 from onnxslim_passes.numerics.vector_codebooks import distinct_vectors, kmeans_vectors
@@ -106,12 +107,19 @@ class OwnTables(Form):
 
     Attributes:
         method: how they are found.
+        rate_weight: how much a bit of their code counts; see `entropy_constrained_1d`.
     """
 
     method: Method = "kmeans"
+    rate_weight: float = 0.0
 
     def share(self, rows: FloatArray, clusters: int, importance: Array | None) -> Shared:
-        """See `Form`."""
+        """See `Form`; with `rate_weight` there is no importance."""
+        if self.rate_weight:
+            book = entropy_constrained_1d(
+                rows, clusters, self.rate_weight, axis=0, init=self.init, seed=self.seed
+            )
+            return Shared(book.values(), book.clusters)
         fit = gaussian_mixture_1d if self.method == "gmm" else kmeans_1d
         book = fit(rows, clusters, axis=0, init=self.init, seed=self.seed, weights=importance)
         return Shared(book.values(), book.clusters)

@@ -155,7 +155,16 @@ def test_a_histogram_is_as_good_as_the_raw_values(law, clusters):
     assert ours <= 1.001 * raw.inertia_
 
 
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("law", ["normal", "laplace"])
+def test_a_linear_start_ends_where_lloyd_ends(law):
+    values = getattr(np.random.default_rng(3), law)(0, 0.05, 20_000).astype(np.float32)
+    start = np.linspace(values.min(), values.max(), 16)[:, None]
+    raw = KMeans(16, init=start, n_init=1, tol=0, max_iter=1000).fit(values[:, None])
+    found = clustering.kmeans_1d(values, 16, init="linear", keep_zero=False).values()
+    assert squared_error(values, found) == pytest.approx(raw.inertia_, rel=0.02)
+
+
+@pytest.mark.parametrize("init", ["optimal", "density", "kmeans++"])
 @pytest.mark.parametrize("clusters", [64, 256])
 def test_many_clusters_reach_the_rate_of_panter_and_dite(init, clusters):
     """Of an optimal quantizer of a normal variable: distortion sqrt(3) pi / 2 / K^2 variance."""
@@ -297,7 +306,8 @@ def test_all_starts_agree_on_separated_groups():
     rng = np.random.default_rng(0)
     groups = [centre + rng.normal(0, 0.01, 500) for centre in (-1.0, -0.3, 0.4, 2.0)]
     values = np.concatenate(groups).astype(np.float32)
-    books = [clustering.kmeans_1d(values, 4, init=init).centroids for init in INITS]
+    inits = ("optimal", "density", "kmeans++")
+    books = [clustering.kmeans_1d(values, 4, init=init).centroids for init in inits]
     for first, second in itertools.pairwise(books):
         np.testing.assert_allclose(first, second)
     np.testing.assert_allclose(books[0], [-1.0, -0.3, 0.4, 2.0], atol=2e-3)

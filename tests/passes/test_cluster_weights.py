@@ -215,6 +215,20 @@ def test_a_second_run_changes_nothing(init: str, per: str, clusters: int, seed: 
     assert model.to_proto().SerializeToString(deterministic=True) == saved
 
 
+def test_a_rate_weight_makes_codes_shorter_and_counts_all_errors_alike() -> None:
+    samples = Samples.from_feeds([{"x": noise(1, 8, 8, 8), "ids": np.zeros(1, np.int64)}])
+    plain, short, again = usual(), usual(), usual()
+    _, before = cluster(plain, bits=5)
+    _, after = cluster(short, bits=5, rate_weight=0.01)
+    result = ClusterWeights(bits=5, rate_weight=0.01).apply(again, Context(samples=samples))
+    shares = np.unique(values(plain, "conv"), return_counts=True)[1] / values(plain, "conv").size
+    entropy = -np.sum(shares * np.log2(shares))
+    assert after["conv"].figures["entropy_bits"] < entropy - 0.4
+    assert after["conv"].figures["sqnr_db"] < before["conv"].figures["sqnr_db"]
+    assert "a bit of code counts 0.01 of the mean square" in after["conv"].reason
+    assert tuple(after.values()) == result.decisions
+
+
 def test_one_seed_gives_one_result() -> None:
     first, again, other = usual(), usual(), usual()
     for model, seed in ((first, 1), (again, 1), (other, 2)):
@@ -380,6 +394,10 @@ def test_scales_of_half_precision() -> None:
         ({"group": 2, "method": "gmm"}, "method=gmm is for single values without scales"),
         ({"group": 2, "init": "linear"}, "init is for single values"),
         ({"scales": "channel", "max_error": 0.1}, "max_error is for single values"),
+        ({"rate_weight": -0.1}, "greater than or equal to 0"),
+        ({"rate_weight": 0.1, "scales": "channel"}, "rate_weight is for k-means of single values"),
+        ({"rate_weight": 0.1, "method": "gmm"}, "rate_weight is for k-means of single values"),
+        ({"rate_weight": 0.1, "max_error": 0.1}, "leave rate_weight out"),
         ({"block_size": 64}, "block_size is for per=block or scales=block"),
         ({"bitz": 4}, "bitz"),
     ],
