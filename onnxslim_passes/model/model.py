@@ -1,6 +1,6 @@
 """A whole ONNX model: its graphs, every question passes ask of it, and edits that span graphs."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,20 @@ class Model:
 
     @classmethod
     def from_proto(
-        cls, proto: onnx.ModelProto, folder: Path | None = None, path: Path | None = None
+        cls,
+        proto: onnx.ModelProto,
+        folder: Path | None = None,
+        path: Path | None = None,
+        lifted: Callable[[TensorProto], Payload | None] = lambda tensor: None,
     ) -> "Model":
-        """Takes over a model message; external data is looked for in `folder`."""
+        """Takes over a model message.
+
+        Args:
+            proto: the message.
+            folder: where external data is looked for.
+            path: where the message was read from, if it was a file.
+            lifted: values that were taken out of the message before; None for other tensors.
+        """
 
         def read(tensor: TensorProto) -> Payload:
             if tensor.data_type not in KNOWN_ELEM_TYPES:
@@ -65,6 +76,9 @@ class Model:
                     f"Tensor {tensor.name!r} has element type {tensor.data_type}, which the "
                     f"installed onnx {onnx.__version__} does not know; update onnx."
                 )
+            behind = lifted(tensor)
+            if behind is not None:
+                return behind
             if tensor.data_location == TensorProto.EXTERNAL:
                 return external_payload(tensor, folder)
             return TensorPayload(tensor)

@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -146,9 +147,9 @@ class TensorPayload:
         """Dimensions."""
         return tuple(self.proto.dims)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Bytes in the file; counting them takes as long as writing them."""
         return int(self.proto.ByteSize())
 
     def array(self) -> Array:
@@ -243,6 +244,73 @@ class ArrayPayload:
                 name, TensorProto.STRING, self.shape, list(self.values.reshape(-1))
             )
         return new_tensor(self.values, name)
+
+
+class Source(Protocol):
+    """An open file."""
+
+    def chunks(self, offset: int, length: int) -> Iterator[bytes]:
+        """Some of its bytes in pieces of at most `CHUNK_BYTES`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class FilePayload:
+    """Values that stayed in the model's own file, read when asked for.
+
+    Attributes:
+        proto: the message of the file without them.
+        source: the file.
+        offset: first byte of the raw data.
+        length: bytes.
+    """
+
+    proto: TensorProto
+    source: Source
+    offset: int
+    length: int
+
+    @property
+    def elem_type(self) -> int:
+        """ONNX element type."""
+        return int(self.proto.data_type)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+        return tuple(self.proto.dims)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        tag_and_length = 1 + -(-self.length.bit_length() // 7)
+        return int(self.proto.ByteSize()) + tag_and_length + self.length
+
+    def chunks(self) -> Iterator[bytes]:
+        """The raw data in pieces of at most `CHUNK_BYTES`."""
+        return self.source.chunks(self.offset, self.length)
+
+    def array(self) -> Array:
+        """The values, read now."""
+        if self.elem_type in _PACKED_BITS or self.elem_type == TensorProto.STRING:
+            return _decoded(self.tensor(self.proto.name))
+        data = b"".join(self.chunks())
+        try:
+            return np.frombuffer(data, numpy_dtype(self.elem_type)).reshape(self.shape)
+        except ValueError as error:
+            raise InvalidModelError(
+                f"Tensor {self.proto.name!r} holds fewer or other values than its dimensions "
+                f"{list(self.shape)} need: {error}"
+            ) from error
+
+    def tensor(self, name: str) -> TensorProto:
+        """A message that holds the values, read now."""
+        whole = TensorProto()
+        whole.CopyFrom(self.proto)
+        if whole.name != name:  # an empty name that is present takes bytes
+            whole.name = name
+        whole.raw_data = b"".join(self.chunks())
+        return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -411,6 +479,7 @@ __all__ = [
     "Array",
     "ArrayPayload",
     "ExternalPayload",
+    "FilePayload",
     "Payload",
     "SparsePayload",
     "TensorPayload",

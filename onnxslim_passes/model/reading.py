@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from onnxslim_passes.errors import InvalidModelError, UnsupportedModelError
 from onnxslim_passes.model.importing import DEFAULT_DOMAINS
 from onnxslim_passes.model.model import Model
+from onnxslim_passes.model.wire import lift
 
 # Fields that hold tensors and are copied from file to file as they are.
 _KEPT_VERBATIM = frozenset(
@@ -36,7 +37,13 @@ def load(source: str | Path | bytes | onnx.ModelProto) -> Model:
         return Model.from_proto(_parse(source, "the given bytes"))
     path = Path(source)
     try:
+        lifted = lift(path)
+        if lifted is not None:
+            proto = _checked(lifted.proto, str(path))
+            return Model.from_proto(proto, path.parent.absolute(), path, lifted.payload)
         data = path.read_bytes()
+    except DecodeError as error:
+        raise _not_a_model(str(path), error) from error
     except OSError as error:
         raise InvalidModelError(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:  # a null character
@@ -51,10 +58,12 @@ def _parse(data: bytes, label: str) -> onnx.ModelProto:
     try:
         proto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        raise InvalidModelError(
-            f"{label}: not an ONNX model, or a truncated one (protobuf: {error})."
-        ) from error
+        raise _not_a_model(label, error) from error
     return _checked(proto, label)
+
+
+def _not_a_model(label: str, error: DecodeError) -> InvalidModelError:
+    return InvalidModelError(f"{label}: not an ONNX model, or a truncated one (protobuf: {error}).")
 
 
 def _checked(proto: onnx.ModelProto, label: str) -> onnx.ModelProto:

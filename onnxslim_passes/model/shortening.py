@@ -14,7 +14,7 @@ import onnx
 
 from onnxslim_passes.model.ir import Constant, Graph, Node, Variable
 from onnxslim_passes.model.model import Model
-from onnxslim_passes.model.payload import MOST_VARINTS, ArrayPayload, TensorPayload
+from onnxslim_passes.model.payload import MOST_VARINTS, ArrayPayload, FilePayload, TensorPayload
 
 Tensor = Variable | Constant
 
@@ -93,7 +93,10 @@ def _drop_notes(graph: Graph) -> int:
 
 def _rewrite_shorter(constant: Constant) -> bool:
     """Writes whole numbers, such as shapes, as varints where that is shorter than what they are."""
-    if not isinstance(constant.payload, TensorPayload) or constant.size > MOST_VARINTS:
+    if (
+        not isinstance(constant.payload, TensorPayload | FilePayload)
+        or constant.size > MOST_VARINTS
+    ):
         return False
     shorter = ArrayPayload(constant.payload.array())
     new = shorter.tensor(constant.name).ByteSize()

@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 from onnxslim_passes.errors import OutputError
 from onnxslim_passes.model.exporting import held
 from onnxslim_passes.model.ir import Constant
-from onnxslim_passes.model.payload import CHUNK_BYTES, ExternalPayload
+from onnxslim_passes.model.payload import CHUNK_BYTES, ExternalPayload, FilePayload
 
 if TYPE_CHECKING:
     from onnxslim_passes.model.model import Model
@@ -90,7 +90,7 @@ class _DataWriter:
 
 def _pieces(constant: Constant) -> Iterator[bytes | memoryview]:
     payload = constant.payload
-    if isinstance(payload, ExternalPayload):
+    if isinstance(payload, ExternalPayload | FilePayload):
         yield from payload.chunks()
         return
     message = held(constant)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from onnxslim_passes.model import Constant, Graph, Model
-from onnxslim_passes.model.payload import ExternalPayload, stored_bytes
+from onnxslim_passes.model.payload import ExternalPayload, FilePayload, stored_bytes
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 
 __all__ = ["DedupeWeights"]
@@ -102,7 +102,7 @@ def _digest(constant: Constant) -> bytes:
     whole_bytes = constant.dtype.itemsize * constant.size == _dense_bytes(constant)
     if constant.dtype == object:
         digest.update(repr(constant.values.tolist()).encode())
-    elif isinstance(payload, ExternalPayload) and whole_bytes:
+    elif isinstance(payload, ExternalPayload | FilePayload) and whole_bytes:
         for piece in payload.chunks():
             digest.update(piece)
     else:
