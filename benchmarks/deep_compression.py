@@ -5,7 +5,8 @@
 Each network goes through the command line with the recipe in `deep_compression/`, once for each
 seed; the recipe sees the training images only, and each result is tested once. Bytes are those of
 the plain ONNX file, which stock ONNX Runtime runs. `--keep FOLDER` keeps the files, and what is
-there already is measured, not made again. The paper has 40x and 39x in a container of its own.
+there already is measured, not made again; training that was done, or killed, goes on from there,
+too. The paper has 40x and 39x in a container of its own.
 """
 
 import argparse
@@ -59,14 +60,11 @@ def test_error(path: Path, folder: Path) -> float:
 def compress(name: str, seed: int, folder: Path, out: Path) -> float:
     """Runs the command line; CPU seconds."""
     command = [
-        *(
-            sys.executable,
-            "-c",
-            "import sys; from onnxslim_passes.cli import main; sys.exit(main())",
-        ),
+        *(sys.executable, "-c", COMMAND),
         *("compress", str(folder / "models" / f"{name}.onnx"), "-o", str(out)),
         *("--recipe", str(RECIPES / f"{name}.toml")),
         *("--training", f"{RECIPES / 'mnist.py'}:training", "--seed", str(seed)),
+        *("--checkpoints", str(out.parent / "checkpoints")),
     ]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"MODELS": str(folder.resolve())}

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distortions import Distortion, distorted_samples, joined_lines
+from distortions import Distortion, distorted_samples, joined_lines, moved_photographs
 from int8_models import FOLDER, load_tasks
 
 from onnxslim_passes.calibration import Samples
 from onnxslim_passes.model import Model, load
 from onnxslim_passes.passes.base import Context, Pass
 from onnxslim_passes.passes.cluster_weights import ClusterWeights
+from onnxslim_passes.passes.prune_gradually import PruneGradually
 from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
 from onnxslim_passes.passes.quantize_weights import QuantizeWeights
 from onnxslim_passes.runtime import open_session
@@ -40,18 +41,30 @@ RELATIVE = Update(relative_steps=True)
 
 @dataclass(frozen=True)
 class Case:
-    """Passes, each followed by tuning."""
+    """Passes, each followed by tuning.
+
+    Attributes:
+        task: key of TASKS.
+        stages: a pass, and the course of the tuning behind it; None behind a pass that trains.
+        objective: of the tuning.
+        update: likewise.
+        parameters: likewise.
+        labelled: whether labels are used.
+        distort: makes other samples of those given in each epoch.
+        at_once: the same compression without training, if it is not the passes of the stages.
+    """
 
     task: str
-    stages: Sequence[tuple[Pass, Course]]
+    stages: Sequence[tuple[Pass, Course | None]]
     objective: Objective = field(default_factory=lambda: Objective(loss="distill"))
     update: Update = RELATIVE
     parameters: Parameters = field(default_factory=Parameters)
     labelled: bool = False
     distort: Distortion | None = None
+    at_once: Sequence[Pass] | None = None
 
 
-def zeros(*sparsities: float, course: Course) -> list[tuple[Pass, Course]]:
+def zeros(*sparsities: float, course: Course) -> list[tuple[Pass, Course | None]]:
     """Magnitude pruning in steps."""
     return [(PruneMagnitude(sparsity=sparsity), course) for sparsity in sparsities]
 
@@ -78,11 +91,30 @@ CASES = {
         TAUGHT,
         labelled=True,
     ),
-    "resnet8 zeros": Case(
+    "resnet8 zeros, 4 bits": Case(
         "resnet8_cifar10",
-        zeros(0.5, 0.65, 0.8, course=Course(epochs=6, learning_rate=2e-3)),
-        TAUGHT,
+        [
+            (
+                PruneGradually(
+                    sparsity=0.8,
+                    scope="sensitivity",
+                    epochs=40,
+                    ramp_epochs=16,
+                    batch_size=32,
+                    learning_rate=3e-3,
+                    relative_steps=True,
+                    distill_weight=0.7,
+                    temperature=3.0,
+                    prune_steps=20,
+                ),
+                None,
+            ),
+            (ClusterWeights(bits=4), Course(epochs=6, learning_rate=1e-3)),
+        ],
+        Objective(distill_weight=0.7, temperature=3.0),
         labelled=True,
+        distort=moved_photographs,
+        at_once=[PruneMagnitude(sparsity=0.8), ClusterWeights(bits=4)],
     ),
     "minilm 4 bits": Case(
         "minilm_l6",
@@ -110,7 +142,7 @@ ONE_STEP = ("silero zeros",)
 def training_samples(task: Any, case: Case) -> Samples:
     """All training feeds of a task, with labels where it has them."""
     if case.labelled:
-        feeds = [{**feed, "labels": labels} for feed, labels in task.finetune(batch=1000, seed=0)]
+        feeds = [{**feed, "labels": labels} for feed, labels in task.finetune(batch=50, seed=0)]
     else:
         feeds = list(itertools.islice(task.calibration(), 64))
     if case.distort is not None:
@@ -121,7 +153,7 @@ def training_samples(task: Any, case: Case) -> Samples:
 def compressed(model: Model, case: Case, samples: Samples) -> Model:
     """The model with all of the compression and no tuning; storage is left out."""
     work = model.copy()
-    for pass_, _ in case.stages:
+    for pass_ in case.at_once or [pass_ for pass_, _ in case.stages]:
         pass_.apply(work, Context(samples=samples, reference=model))
     return work
 
@@ -132,6 +164,8 @@ def tuned(model: Model, case: Case, samples: Samples) -> tuple[Model, Model, str
     for pass_, course in case.stages:
         pass_.apply(work, Context(samples=samples, reference=model))
         before = work.copy()
+        if course is None:
+            continue
         session = prepare(
             work,
             samples,

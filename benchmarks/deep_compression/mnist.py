@@ -22,10 +22,10 @@ SIDE = 28
 PART = 100
 
 # How far images are distorted: standard deviations, but for the largest shift.
-SHIFT_PIXELS = 1.0
-ROTATION = 0.10
-STRETCH = 0.07
-ELASTIC_PIXELS = 0.8
+SHIFT_PIXELS = 0.5
+ROTATION = 0.06
+STRETCH = 0.05
+ELASTIC_PIXELS = 0.5
 ELASTIC_KNOTS = 6
 
 Array = npt.NDArray[Any]
