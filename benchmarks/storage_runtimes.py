@@ -1,6 +1,6 @@
 """Which releases of ONNX Runtime fold which encodings, and to the same bits.
 
-    python benchmarks/storage_runtimes.py [--versions 1.17.3 1.20.1 1.23.0 newest] [--folder DIR]
+    python benchmarks/storage_runtimes.py [--versions 1.17.3 1.20.1 newest ...] [--folder DIR]
 
 Makes one small file for each encoding (and for each level a file of three layers), a virtual
 environment for each release with `onnxruntime` from the package index, and loads every file there.
@@ -32,8 +32,8 @@ from onnxslim_passes.passes.store_weights import StoreWeights
 
 Array = npt.NDArray[Any]
 
-VERSIONS = ("1.17.3", "1.20.1", "1.23.0", "newest")
-OPSETS = {"codebook-uint4": 21}
+VERSIONS = ("1.17.3", "1.20.1", "1.23.0", "1.24.4", "newest")
+OPSETS = {"codebook-uint4": 21, "codebook-uint2": 25}
 # Runs in the environments, which have nothing but onnxruntime and numpy.
 _JUDGE = """
 import json, sys
@@ -80,9 +80,11 @@ def weights() -> dict[str, Array]:
         "narrow": noise.astype(np.float16).astype(np.float32),
         "codebook-uint8": many,
         "codebook-uint4": few,
+        "codebook-uint2": table[rng.integers(0, 4, shape)],
         "codebook-packed": few,
         "codebook-sparse": np.where(kept < 0.05, few, zero),
         "codebook-huffman": skewed,
+        "codebook-vectors": noise.reshape(-1, 4)[rng.integers(0, 60, 96 * 16)].reshape(shape),
         "bitmask": np.where(kept < 0.7, noise, zero),
         "rice": np.where(kept < 0.1, noise, zero),
         "gaps-huffman": np.where((kept < 0.5) & (np.arange(64) < 9), few, zero),
@@ -109,7 +111,7 @@ def mlp(first: Array, opset: int) -> Model:
         [numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items()],
     )
     opsets = [helper.make_opsetid("", opset)]
-    ir_version = 8 if opset < 21 else 10
+    ir_version = 8 if opset < 21 else 10 if opset < 25 else 12
     return Model.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=ir_version))
 
 

@@ -52,6 +52,7 @@ EncodingName = Literal[
     "narrow",
     "codebook-uint8",
     "codebook-uint4",
+    "codebook-uint2",
     "codebook-packed",
     "codebook-sparse",
     "codebook-huffman",
@@ -66,8 +67,8 @@ EncodingName = Literal[
 
 # Tensors and operators that every runtime has had for years.
 _PORTABLE: tuple[EncodingName, ...] = (
-    *("sparse", "fill", "narrow", "codebook-uint8", "codebook-uint4", "codebook-packed"),
-    *("codebook-sparse", "codebook-vectors", "codebook-blocks", "grid"),
+    *("sparse", "fill", "narrow", "codebook-uint8", "codebook-uint4", "codebook-uint2"),
+    *("codebook-packed", "codebook-sparse", "codebook-vectors", "codebook-blocks", "grid"),
 )
 _COMPACT: tuple[EncodingName, ...] = (*_PORTABLE, "bitmask", "rice")
 Level = Literal["portable", "compact", "smallest"]

@@ -11,6 +11,7 @@ from onnxslim_passes.storage.blocks import CodebookBlocks
 from onnxslim_passes.storage.codebook import (
     CodebookPacked,
     CodebookSparse,
+    CodebookUint2,
     CodebookUint4,
     CodebookUint8,
 )
@@ -34,6 +35,7 @@ ENCODINGS: dict[str, Encoding] = {
         Narrow(),
         CodebookUint8(),
         CodebookUint4(),
+        CodebookUint2(),
         CodebookPacked(),
         CodebookSparse(),
         CodebookHuffman(),

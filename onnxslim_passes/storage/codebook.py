@@ -8,6 +8,7 @@ both when it loads the model. The encodings differ in how they write the codes:
 
 - ``codebook-uint8``: a byte each, or
 - ``codebook-uint4``: a UINT4 tensor, from opset 21, or
+- ``codebook-uint2``: a UINT2 tensor, from opset 25, or
 - ``codebook-packed``: 1 to 7 bits each (`streams`). With a single plane and one table per tensor,
   ``Gather(Gather(table, T), b)`` skips the codes: the most compact is then also the fastest to
   load.
@@ -40,8 +41,6 @@ from onnxslim_passes.storage.streams import (
 )
 
 Codes = npt.NDArray[np.uint8]
-
-_UINT4 = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.UINT4))
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,23 +117,50 @@ class CodebookUint8(Encoding):
             yield Plan(self.name, root, {"bits": 8, **layout.figures})
 
 
-class CodebookUint4(Encoding):
-    """A UINT4 tensor of codes."""
+class _CodebookShort(Encoding):
+    """A tensor of codes in one of ONNX's types below a byte.
 
-    name: ClassVar[str] = "codebook-uint4"
+    Attributes:
+        elem_type: the type.
+        bits: of a code.
+        since: the first opset that has the type.
+    """
+
+    elem_type: ClassVar[int]
+    bits: ClassVar[int]
+    since: ClassVar[int]
 
     def plans(self, contents: Contents, site: Site) -> Iterable[Plan]:
-        """For at most 16 values; UINT4 tensors came with opset 21."""
-        if site.opset < 21:
+        """One for each way to share few enough values."""
+        if site.opset < self.since:
             return
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(self.elem_type))
         for layout in _layouts(contents, site):
-            if layout.shared.bits > 4:
+            if layout.shared.bits > self.bits:
                 continue
             codes = layout.codes
-            nbytes = packed_bytes(codes.size, 4)
-            payload = Payload(codes.shape, _UINT4, nbytes, partial(_converted, codes, _UINT4))
+            nbytes = packed_bytes(codes.size, self.bits)
+            payload = Payload(codes.shape, dtype, nbytes, partial(_converted, codes, dtype))
             root = layout.rebuild(step("Cast", payload, to=INT32))
-            yield Plan(self.name, root, {"bits": 4, **layout.figures})
+            yield Plan(self.name, root, {"bits": self.bits, **layout.figures})
+
+
+class CodebookUint4(_CodebookShort):
+    """A UINT4 tensor of codes, for at most 16 values."""
+
+    name: ClassVar[str] = "codebook-uint4"
+    elem_type: ClassVar[int] = TensorProto.UINT4
+    bits: ClassVar[int] = 4
+    since: ClassVar[int] = 21
+
+
+class CodebookUint2(_CodebookShort):
+    """A UINT2 tensor of codes, for at most 4 values."""
+
+    name: ClassVar[str] = "codebook-uint2"
+    elem_type: ClassVar[int] = TensorProto.UINT2
+    bits: ClassVar[int] = 2
+    since: ClassVar[int] = 25
 
 
 class CodebookSparse(Encoding):

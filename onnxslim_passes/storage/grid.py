@@ -32,6 +32,7 @@ from onnxslim_passes.storage.choice import Offer
 from onnxslim_passes.storage.codebook import (
     CodebookPacked,
     CodebookSparse,
+    CodebookUint2,
     CodebookUint4,
     CodebookUint8,
 )
@@ -51,6 +52,7 @@ _PARTS: tuple[Encoding, ...] = (
     Narrow(),
     CodebookUint8(),
     CodebookUint4(),
+    CodebookUint2(),
     CodebookPacked(),
     CodebookSparse(),
     CodebookHuffman(),

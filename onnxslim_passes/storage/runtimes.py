@@ -24,7 +24,7 @@ _OPSETS: dict[int, Release] = {
     25: (1, 24),
 }
 # Encodings that need more than the oldest release tested.
-_ENCODINGS: dict[str, Release] = {"codebook-uint4": (1, 23)}
+_ENCODINGS: dict[str, Release] = {"codebook-uint4": (1, 23), "codebook-uint2": (1, 24)}
 
 
 def parse_release(text: str) -> Release:

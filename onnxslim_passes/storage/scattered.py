@@ -30,7 +30,12 @@ import numpy.typing as npt
 
 from onnxslim_passes.numerics.rice import RiceSize, best_rice, rice_low, rice_unary
 from onnxslim_passes.storage.base import Encoding, Literal, Payload, Plan, Site, Step, step
-from onnxslim_passes.storage.codebook import CodebookPacked, CodebookUint4, CodebookUint8
+from onnxslim_passes.storage.codebook import (
+    CodebookPacked,
+    CodebookUint2,
+    CodebookUint4,
+    CodebookUint8,
+)
 from onnxslim_passes.storage.contents import Contents
 from onnxslim_passes.storage.dense import Dense
 from onnxslim_passes.storage.huffman import CodebookHuffman
@@ -52,6 +57,7 @@ _VALUES: Sequence[Encoding] = (
     Narrow(),
     CodebookUint8(),
     CodebookUint4(),
+    CodebookUint2(),
     CodebookPacked(),
     CodebookHuffman(),
 )

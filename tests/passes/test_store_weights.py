@@ -95,6 +95,7 @@ def assert_same_at_run_time(before: Model, after: Model) -> None:
         (17, np.full((64, 64), -0.0, np.float32), "fill"),
         (17, few((64, 64), 200), "codebook-uint8"),
         (21, few((64, 64), 14), "codebook-uint4"),
+        (25, few((64, 64), 4), "codebook-uint2"),
         (17, few((64, 64), 14), "codebook-packed"),
         (9, few((64, 64), 14), "codebook-packed"),
     ],

@@ -40,6 +40,7 @@ SITES = {
     "opset 17, functions": Site(17, functions=True),
     "opset 17, no shapes": Site(17, strip_safe=True),
     "opset 21": Site(21, ir_version=10),
+    "opset 25": Site(25, ir_version=12),
 }
 
 
