@@ -1,5 +1,6 @@
 """Reports and manifests as text and back."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from onnxslim_passes.errors import InvalidModelError, OutputError, UsageError
 from onnxslim_passes.model import load
 from onnxslim_passes.report.manifest import Manifest, read_manifest, write_manifest
 from onnxslim_passes.report.records import Decision, PassRecord, Report
+from onnxslim_passes.report.vocabulary import VOCABULARY
 
 DECISIONS = st.builds(
     Decision,
@@ -70,7 +72,51 @@ def test_a_model_carries_its_manifest() -> None:
     assert read_manifest(load(model.to_proto())) == manifest(())
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"manifest": 1}', manifest(()).to_text()[:-9]])
+def test_few_decisions_take_few_bytes() -> None:
+    decisions = tuple(
+        Decision(
+            where=f"fc{number}.{kind}",
+            taken=kind == "weight",
+            reason="the smallest 0.9 of its magnitudes became zero"
+            if kind == "weight"
+            else "a bias (taken by Gemm): left as it is",
+        )
+        for number in (1, 2, 3)
+        for kind in ("weight", "bias")
+    )
+    empty = len(manifest(()).to_text())
+    told = len(manifest(tuple(("prune-magnitude", each) for each in decisions)).to_text())
+    # DEFLATE alone takes 190 more.
+    assert told - empty < 100
+
+
+def test_manifests_of_the_first_kind_are_read() -> None:
+    text = (
+        '{"manifest":1,"source":"model.onnx","source_sha256":"00","versions":{"onnx":"1"},"seed":3,'
+        '"recipe":[{"name":"prune-magnitude","sparsity":0.8}],"decisions":"c-j@o!45?*5Cza*Y3_Om3md'
+        ";8T?}u~gtqClkw^SHmM7;zWK~i017a#(s+||_a`_1?VG70PFB@uKrf__Cg#*+QR^Db4X5+FMW#V1TDJg(1Xyl|W|"
+        'Is&fcUyZuV`n1?"}'
+    )
+    decision = Decision(
+        where="w", taken=True, reason="half of it became zero", figures={"sparsity": 0.5}
+    )
+    assert Manifest.from_text(text) == manifest((("prune-magnitude", decision),))
+
+
+def test_the_vocabulary_stays() -> None:
+    """Manifests in files can be read with it alone: a change needs another kind of manifest."""
+    assert hashlib.sha256(VOCABULARY).hexdigest()[:16] == "467367134e4589bb"
+
+
+def test_a_newer_kind_is_refused() -> None:
+    text = manifest(()).to_text().replace('"manifest":2', '"manifest":3')
+    with pytest.raises(InvalidModelError, match="of kind 3; this version reads kinds up to 2"):
+        Manifest.from_text(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"manifest": 1}', '{"manifest": [1]}', manifest(()).to_text()[:-9]]
+)
 def test_a_damaged_manifest_is_refused(text: str) -> None:
     with pytest.raises(InvalidModelError, match="damaged"):
         Manifest.from_text(text)
