@@ -49,7 +49,7 @@ def measure(case: Case, options: str, out: Path, float_score: float) -> str:
     model.save(out)
     with open_session(case.path) as reference, open_session(out) as candidate:
         sqnr = compare_outputs(reference, candidate, held_out).sqnr_db
-        score = case.metric(candidate.raw)
+        score = case.metric(candidate)
     size = out.stat().st_size / 1e6
     met = size <= MB_GOAL and score >= float_score - LOSS_GOAL
     return (
@@ -69,7 +69,7 @@ def main() -> None:
     if case.metric is None:
         raise SystemExit(f"{case.name} has no metric")
     with open_session(case.path) as session:
-        score = case.metric(session.raw)
+        score = case.metric(session)
     print(f"{case.name}: {case.path.stat().st_size / 1e6:.3f} MB, score {score:.2f}")
     columns = (("MB", 7), ("SQNR dB", 7), ("score", 7), ("change", 6), ("CPU s", 6), ("load", 5))
     print(" ".join(f"{name:>{width}}" for name, width in columns), " goal options")

@@ -3,112 +3,115 @@
     python benchmarks/int8_models.py [NAME...] [--folder ../shared/models] [--recipe int8] ...
 
 The folder holds `tasks.py` (a dictionary TASKS: model file, calibration feeds, metric) and the
-models. Speed is float time / int8 time of one feed, CPU time on one thread, the two in turns.
-SQNR is that of the worst float output, on calibration feeds that were left out of calibration.
+models, as downloaded. Speed is float time / int8 time, CPU time on one thread, the two in turns, on
+three held-out feeds (small, middle, large). SQNR is that of the worst float output on held-out
+feeds: those of `quantization_peers.py`, without padding, where it has the model; else every fourth
+calibration feed, which is left out of calibration.
 """
 
 import argparse
-import importlib.util
 import itertools
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
+from peers.cases import all_cases, load_tasks
+from peers.measure import speed
 
 from onnxslim_passes.calibration.samples import Samples
 from onnxslim_passes.errors import OnnxSlimError
 from onnxslim_passes.evaluation.fidelity import compare_outputs
-from onnxslim_passes.evaluation.latency import compare_latency
 from onnxslim_passes.model import load
-from onnxslim_passes.passes.base import Context, Stage
+from onnxslim_passes.pipeline import Pipeline
 from onnxslim_passes.recipe import Recipe
-from onnxslim_passes.runtime import open_session
+from onnxslim_passes.runtime import Session, open_session
 
 Feed = dict[str, Any]
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "models"
 RECIPES = ("int8", "int8-dynamic", "int8-accurate")
+CALIBRATION = 64  # feeds at most
 HELD_OUT = 4  # every fourth feed is for measuring
 
 
 @dataclass
 class Case:
-    """A model with its data."""
+    """A model with its data.
+
+    Attributes:
+        feeds: for calibration.
+        others: to measure on; without any, every fourth of `feeds` is left out for it.
+        metric: higher is better.
+    """
 
     name: str
     path: Path
     feeds: list[Feed]
-    metric: Any = None
+    metric: Callable[[Session], float] | None = None
+    others: list[Feed] = field(default_factory=list)
 
     def split(self) -> tuple[list[Feed], list[Feed]]:
         """Feeds to calibrate with, and others to measure on."""
+        if self.others:
+            return self.feeds, self.others
         held_out = self.feeds[HELD_OUT - 1 :: HELD_OUT]
         kept = [feed for i, feed in enumerate(self.feeds) if i % HELD_OUT != HELD_OUT - 1]
         return kept, held_out or kept
 
-
-def load_tasks(folder: Path) -> ModuleType:
-    """The folder's tasks.py."""
-    spec = importlib.util.spec_from_file_location("tasks", folder / "tasks.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{folder} has no tasks.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tasks"] = module
-    spec.loader.exec_module(module)
-    return module
+    def score(self, session: Session) -> str:
+        """The metric as text, empty without one."""
+        return "" if self.metric is None else f"{self.metric(session):.2f}"
 
 
 def cases(folder: Path) -> Iterator[Case]:
     """Every model of the tasks, the text detector, and the speech detector inside of an If."""
-    tasks = load_tasks(folder)
-    for name, task in tasks.TASKS.items():
-        feeds = list(itertools.islice(task.calibration(), 64))
-        yield Case(name, folder / task.model, feeds, task.metric)
-    pages = np.load(folder / "data" / "det_pages.npz")
-    pages = pages[pages.files[0]].astype(np.float32) / 255
-    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
-    deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    feeds = [{"x": page[None]} for page in (pages - mean) / deviation]
-    yield Case("ppocr_v4_det", folder / "robust" / "ppocr_v4_det.onnx", feeds)
-    speech = tasks.TASKS["silero_vad_16k_op15"]
-    feeds = list(itertools.islice(speech.calibration(), 64))
+    compared = all_cases(folder)
+    tasks = load_tasks(folder).TASKS
+    for name, task in tasks.items():
+        feeds = list(itertools.islice(task.calibration(), CALIBRATION))
+        if name in compared:
+            known = compared[name]
+            yield Case(name, known.path, feeds, known.score, list(known.held_out()))
+        else:
+            yield Case(name, folder / task.model, feeds, _on_raw(task.metric))
+    pages = compared["ppocr_v4_det"]
+    feeds = list(pages.calibration())
+    yield Case(pages.name, pages.path, feeds, pages.score, list(pages.held_out()))
+    speech = tasks["silero_vad_16k_op15"]
+    feeds = list(itertools.islice(speech.calibration(), CALIBRATION))
     branches = folder / "robust" / "silero_vad_op18_ifless.onnx"
-    yield Case("silero_vad_op18", branches, feeds, speech.metric)
+    yield Case("silero_vad_op18", branches, feeds, _on_raw(speech.metric))
+
+
+def _on_raw(metric: Callable[[Any], float]) -> Callable[[Session], float]:
+    return lambda session: float(metric(session.raw))
 
 
 def measure(case: Case, recipe: str, out: Path) -> str:
     """One line of the table."""
     calibration, held_out = case.split()
-    model = load(case.path)
-    context = Context(samples=Samples.from_feeds(calibration))
+    pipeline = Pipeline(Recipe.open(recipe).passes)
     start = time.process_time()
-    taken = 0
-    for pass_ in Recipe.open(recipe).passes:
-        if pass_.stage == Stage.QUANTIZE and context.floating is None:
-            context = replace(context, floating=model.copy())
-        if pass_.name.startswith("quantize"):
-            decisions = pass_.apply(model, context).decisions
-            taken += sum(decision.taken and "weights" in decision.figures for decision in decisions)
-        else:
-            pass_.apply(model, context)
+    result = pipeline.run(load(case.path), samples=Samples.from_feeds(calibration), measure=False)
     seconds = time.process_time() - start
-    model.save(out)
+    result.model.save(out)
+    taken = sum(
+        decision.taken and "weights" in decision.figures
+        for record in result.report.passes
+        if record.name.startswith("quantize")
+        for decision in record.decisions
+    )
     with open_session(case.path) as reference, open_session(out) as candidate:
         sqnr = compare_outputs(reference, candidate, held_out).sqnr_db
-        speed = compare_latency(reference, candidate, held_out[0], seconds=2.0).speedup
-        scores = ("", "")
-        if case.metric is not None:
-            scores = tuple(f"{case.metric(s.raw):.2f}" for s in (reference, candidate))
+        gain = speed(reference, candidate, held_out)
+        scores = case.score(reference), case.score(candidate)
     before, after = case.path.stat().st_size / 1e6, out.stat().st_size / 1e6
     return (
         f"{case.name:20} {recipe:13} {seconds:6.1f} {before:7.2f} {after:7.2f} {taken:6} "
-        f"{sqnr:7.2f} {scores[0]:>7} {scores[1]:>7} {speed:6.2f}"
+        f"{sqnr:7.2f} {scores[0]:>7} {scores[1]:>7} {gain:6.2f}"
     )
 
 

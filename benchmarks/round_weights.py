@@ -52,7 +52,7 @@ def judged(case: Case, model: Model, reference: Model, feeds: list[Any]) -> str:
     """SQNR and score."""
     with open_session(reference) as before, open_session(model) as after:
         sqnr = compare_outputs(before, after, feeds).sqnr_db
-        score = "-" if case.metric is None else f"{case.metric(after.raw):.2f}"
+        score = "-" if case.metric is None else f"{case.metric(after):.2f}"
     return f"{sqnr:7.2f} {score:>7}"
 
 

@@ -3,8 +3,8 @@
     python benchmarks/schemes.py NAME|FILE.onnx ... [--pipeline TEXT] ... [--target TARGET]
 
 A pipeline is passes joined by " + ", each as `--pass` takes it; `fold-constants + fuse-batch-norm`
-goes before all. Models of `tasks.py` have their calibration feeds, of which every fourth is left
-out to measure on; a FILE is fed random numbers, which say how pipelines compare on one model, and
+goes before all. Models of `tasks.py` have their calibration feeds and others to measure on, as in
+`int8_models.py`; a FILE is fed random numbers, which say how pipelines compare on one model, and
 nothing about the model. SQNR is that of the worst float output; speed is float time / time of the
 result, CPU time on one thread, the two in turns.
 """
@@ -69,7 +69,7 @@ def measure(case: Case, pipeline: str, target: str, out: Path) -> str:
     with open_session(case.path) as reference, open_session(out) as candidate:
         sqnr = compare_outputs(reference, candidate, held_out).sqnr_db
         speed = compare_latency(reference, candidate, held_out[0], seconds=1.0).speedup
-        score = "" if case.metric is None else f"{case.metric(candidate.raw):.2f}"
+        score = case.score(candidate)
     return f"{out.stat().st_size / 1e6:7.3f} {sqnr:7.2f} {score:>7} {speed:5.2f}  {pipeline}"
 
 

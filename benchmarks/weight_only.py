@@ -3,10 +3,10 @@
     python benchmarks/weight_only.py [NAME...] [--folder ../shared/models] [--recipe NAME] ...
 
 The folder holds `tasks.py` (a dictionary TASKS: model file, calibration feeds, metric) and the
-models. SQNR is that of the worst float output on feeds that were left out of calibration (every
-fourth). Speed is float time / time of the result, CPU time on one thread, the two in turns; `load`
-is the CPU seconds of opening a session, of the original and of the result, whose weights are
-unpacked then.
+models. SQNR is that of the worst float output on feeds that calibration has not seen
+(`int8_models.py`). Speed is float time / time of the result, CPU time on one thread, the two in
+turns; `load` is the CPU seconds of opening a session, of the original and of the result, whose
+weights are unpacked then.
 """
 
 import argparse
@@ -49,9 +49,7 @@ def measure(case: Case, recipe: str, out: Path) -> str:
     with open_session(case.path) as reference, open_session(out) as candidate:
         sqnr = compare_outputs(reference, candidate, held_out).sqnr_db
         speed = compare_latency(reference, candidate, held_out[0], seconds=2.0).speedup
-        scores = ("", "")
-        if case.metric is not None:
-            scores = tuple(f"{case.metric(s.raw):.2f}" for s in (reference, candidate))
+        scores = case.score(reference), case.score(candidate)
     before, after = case.path.stat().st_size / 1e6, out.stat().st_size / 1e6
     return (
         f"{case.name:20} {recipe:13} {seconds:6.1f} {before:7.2f} {after:7.2f} {sqnr:7.2f} "

@@ -5,13 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import shape_inference
+from onnx import shape_inference, version_converter
+from onnx.version_converter import ConvertError
 
 from onnxslim_passes.model.ir import Constant, Graph, Variable, dimension_value
 from onnxslim_passes.model.payload import numpy_dtype
 
 if TYPE_CHECKING:
     from onnxslim_passes.model.model import Model
+
+# The first opset whose Reshape is inferred from shapes that are computed in the graph. Reshape
+# itself is the same as before.
+_RESHAPE_OPSET = 14
+_INFERENCE_ERRORS = (shape_inference.InferenceError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,14 @@ class Types:
 
 
 def infer_types(model: "Model", outline: onnx.ModelProto) -> Types:
-    """The types of all tensors of `model`, from its message without large weights."""
-    try:
-        inferred = shape_inference.infer_shapes(outline, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        # An operator the installed ONNX does not know well; the declared types still hold.
-        inferred = outline
+    """The types of all tensors of `model`, from its message without large weights.
+
+    Where ranks stay unknown in an older opset, they are those of the same model in a newer one,
+    which ONNX infers better. So a file as downloaded is as well known as one that was prepared.
+    """
+    inferred = _infer(outline)
+    if model.opset < _RESHAPE_OPSET and not model.functions and not _is_ranked(inferred.graph):
+        inferred = _infer_newer(outline) or inferred
     types = Types()
     _learn_graph(types, model.graph, inferred.graph)
     for function in model.functions:
@@ -85,6 +93,30 @@ def infer_types(model: "Model", outline: onnx.ModelProto) -> Types:
             if tensor.info is not None:
                 types.learn(tensor, tensor.info)
     return types
+
+
+def _infer(outline: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return shape_inference.infer_shapes(outline, data_prop=True)
+    except _INFERENCE_ERRORS:
+        # An operator the installed ONNX does not know well; the declared types still hold.
+        return outline
+
+
+def _infer_newer(outline: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model in a newer opset, with types; tensors keep their names. None if that fails."""
+    try:
+        newer = version_converter.convert_version(outline, _RESHAPE_OPSET)
+        return shape_inference.infer_shapes(newer, data_prop=True)
+    except (*_INFERENCE_ERRORS, ConvertError, IndexError):
+        return None
+
+
+def _is_ranked(graph: onnx.GraphProto) -> bool:
+    """Whether the rank of every tensor that a node makes is known."""
+    tensors = (*graph.value_info, *graph.output)
+    ranked = {info.name for info in tensors if info.type.tensor_type.HasField("shape")}
+    return all(name in ranked for node in graph.node for name in node.output if name)
 
 
 def _learn_graph(types: Types, graph: Graph, proto: onnx.GraphProto) -> None:

@@ -6,7 +6,6 @@ own as input, and a run for each flag shows the effect.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ def rounding_effects(
     Args:
         model: stays as it is.
         tensors: names of float32 tensors of the main graph that are made by nodes or inputs.
-        samples: the first feeds are used.
+        samples: a few feeds, spread over all, are used.
         progress: is shown the tensors.
 
     Raises:
@@ -41,7 +40,7 @@ def rounding_effects(
     """
     probe, flags = _probe(model, tensors)
     with open_session(probe) as session:
-        feeds = list(islice(samples.feeds(session.inputs[: -len(flags)]), FEEDS))
+        feeds = list(samples.feeds(session.inputs[: -len(flags)], most=FEEDS))
         off = dict.fromkeys(flags, np.zeros((), np.float32))
         expected = [session.run(dict(feed) | off) for feed in feeds]
         effects = {}

@@ -5,13 +5,20 @@
 Xiao et al., section 4, with their letters. The division goes into what makes X, where that can
 hold it: the scale and shift of a normalization, a linear layer. Else it is one Mul, which is worth
 its time only in front of products whose rounding reaches the outputs: that is measured, by rounding
-one activation at a time. One alpha suits no model: by default each X has the alpha with the best
-estimate of
+one activation at a time.
+
+Where one or two channels stand out alone, as behind the GELU of BERT-like models, only they need a
+factor, and every other one makes W coarser for nothing (Wei et al., section 4.2.2):
+
+    s_j = max(1, max|X_j| / t).
+
+No alpha and no t suits every X: by default each has those with the best estimate of
 
     sum_j E[X_j^2] |W_j|^2  /  (step_X^2 / 12 |W|^2 + sum_j E[X_j^2] sum_n step_n^2 / 12),
 
 the power of Y to that of its rounding errors, X in one scale and W in one a column. Different
-alphas lie on one curve of pairs (X, W), so that a second run finds nothing left to do.
+alphas lie on one curve of pairs (X, W), and so do different t, so that a second run finds nothing
+left to do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +47,7 @@ from onnxslim_passes.passes.selection import Selection
 Array = npt.NDArray[Any]
 
 _ALPHAS = tuple(round(0.05 * number, 2) for number in range(4, 20))
+_CUTS = tuple(2.0 ** (-number / 2) for number in range(1, 14))  # t as a share of the largest max|X|
 _WIDEST = 2.0**12  # a factor beyond it would trouble float16 and helps nobody
 _CODES = 255.0
 _FEEDS = 32  # channels that stand out do so in every sample
@@ -69,16 +77,44 @@ class _Smoothing:
     """A choice of factors.
 
     Attributes:
-        factors: s, float64 (C,), > 0, of geometric mean 1.
-        alpha: what they were made with.
+        factors: s, float64 (C,), > 0.
+        made_with: the alpha or the threshold t, by name.
         before_db: estimated SQNR of the products without them.
         after_db: the same with them.
     """
 
     factors: Array
-    alpha: float
+    made_with: Mapping[str, float]
     before_db: float
     after_db: float
+
+
+class _Estimate:
+    """Estimated SQNR of the products of one activation, both operands in 8 bits.
+
+    Args:
+        known: the activation's channels.
+        matrices: the weights, float32 (C, N).
+    """
+
+    def __init__(self, known: ChannelStatistics, matrices: Sequence[Array]) -> None:
+        self._known = known
+        self._magnitudes = [np.abs(matrix) for matrix in matrices]
+        self._energies = [(matrix.astype(np.float64) ** 2).sum(axis=1) for matrix in matrices]
+
+    def db(self, factors: Array) -> float:
+        """Decibels with the factors s, float64 (C,), moved into the weights."""
+        low, high = (self._known.min / factors).min(), (self._known.max / factors).max()
+        step = (max(high, 0.0) - min(low, 0.0)) / _CODES
+        power = self._known.second_moment / factors**2
+        rows = factors.astype(np.float32)[:, None]
+        signal = noise = 0.0
+        for magnitudes, energies in zip(self._magnitudes, self._energies, strict=True):
+            energy = energies * factors**2
+            steps = (magnitudes * rows).max(axis=0).astype(np.float64) / _WEIGHT_CODES
+            signal += float(power @ energy)
+            noise += float(step**2 * energy.sum() + power.sum() * (steps**2).sum()) / 12
+        return 10 * float(np.log10(signal / noise)) if signal > 0 and noise > 0 else float("inf")
 
 
 @pass_options
@@ -91,6 +127,8 @@ class SmoothActivations(Selection, Pass):
     references: ClassVar[tuple[str, ...]] = (
         "Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large "
         "Language Models, ICML 2023",
+        "Wei et al., Outlier Suppression+: Accurate Quantization of Large Language Models by "
+        "Equivalent and Effective Shifting and Scaling, EMNLP 2023",
     )
     lossless: ClassVar[bool] = True
     needs_samples: ClassVar[bool] = True
@@ -100,8 +138,8 @@ class SmoothActivations(Selection, Pass):
         Field(
             ge=0,
             le=1,
-            description="share of the spread that weights take over; none: the best "
-            "of each activation by an estimate",
+            description="share of the spread that weights take over; none: for each activation "
+            "the best by an estimate, that of its largest channels alone included",
         ),
     ] = None
     min_gain_db: Annotated[
@@ -113,7 +151,7 @@ class SmoothActivations(Selection, Pass):
             description="an activation that no layer in front can scale gets a Mul if the outputs' "
             "SQNR, with it alone in 8 bits, is lower"
         ),
-    ] = 34.0
+    ] = 40.0
 
     def apply(self, model: Model, context: Context) -> PassResult:
         """Scales constants in place; see `docs/passes/smooth-activations.md`."""
@@ -208,8 +246,8 @@ class SmoothActivations(Selection, Pass):
             group.key
             for group in groups
             if _is_usable(known.get(group.key))
-            and self._gains(self._best(group, known[group.key]))
             and isinstance(_absorbers(model, group), str)
+            and self._gains(self._best(group, known[group.key]))
         ]
         if not asked or context.samples is None:
             return {}
@@ -227,7 +265,8 @@ class SmoothActivations(Selection, Pass):
             return Decision(where=group.where, taken=False, reason=reason)
         best = self._best(group, known)
         figures: dict[str, int | float | str] = {
-            "alpha": best.alpha,
+            **best.made_with,
+            "channels": int((best.factors > 1).sum()),
             "estimated_before_db": round(best.before_db, 2),
             "estimated_after_db": round(best.after_db, 2),
         }
@@ -243,15 +282,19 @@ class SmoothActivations(Selection, Pass):
         return best.after_db - best.before_db >= self.min_gain_db
 
     def _best(self, group: _Group, known: ChannelStatistics) -> _Smoothing:
-        matrices = [_matrix(node) for node in group.nodes]
+        estimate = _Estimate(known, [_matrix(node) for node in group.nodes])
+        before = estimate.db(np.ones(len(known.absmax)))
         peaks = np.max([input_channel_peaks(node) for node in group.nodes], axis=0)
-        before = _estimate(known, matrices, np.ones(len(peaks)))
-        choices = []
-        for alpha in _ALPHAS if self.alpha is None else (self.alpha,):
-            factors = _factors(known.absmax, peaks, alpha)
-            after = _estimate(known, matrices, factors)
-            choices.append(_Smoothing(factors, alpha, before, after))
-        return max(choices, key=lambda choice: choice.after_db)
+        alphas = _ALPHAS if self.alpha is None else (self.alpha,)
+        choices = [("alpha", alpha, _factors(known.absmax, peaks, alpha)) for alpha in alphas]
+        if self.alpha is None:
+            largest = float(known.absmax.max(initial=0.0))
+            choices += [("threshold", t, _cut(known.absmax, t)) for t in _thresholds(largest)]
+        smoothings = [
+            _Smoothing(factors, {kind: value}, before, estimate.db(factors))
+            for kind, value, factors in choices
+        ]
+        return max(smoothings, key=lambda choice: choice.after_db)
 
     def _pass_over(
         self, model: Model, group: _Group, best: _Smoothing, effects: Mapping[str, float]
@@ -275,8 +318,8 @@ def _is_usable(known: ChannelStatistics | None) -> bool:
 
 
 def _matrix(node: Node) -> Array:
-    """A product's weight as float64 (inputs, outputs)."""
-    values = node.inputs[1].values.astype(np.float64)
+    """A product's weight as (inputs, outputs)."""
+    values = node.inputs[1].values
     return np.asarray(values.T if input_axis(node) else values)
 
 
@@ -290,19 +333,14 @@ def _factors(absmax: Array, peaks: Array, alpha: float) -> Array:
     return np.asarray(np.exp(np.clip(logs, -np.log(_WIDEST), np.log(_WIDEST))))
 
 
-def _estimate(known: ChannelStatistics, matrices: Sequence[Array], factors: Array) -> float:
-    """Estimated SQNR in dB of the products with 8-bit operands."""
-    low, high = (known.min / factors).min(), (known.max / factors).max()
-    step = (max(high, 0.0) - min(low, 0.0)) / _CODES
-    power = known.second_moment / factors**2
-    signal = noise = 0.0
-    for matrix in matrices:
-        scaled = matrix * factors[:, None]
-        energy = (scaled**2).sum(axis=1)
-        steps = np.abs(scaled).max(axis=0) / _WEIGHT_CODES
-        signal += float(power @ energy)
-        noise += float(step**2 * energy.sum() + power.sum() * (steps**2).sum()) / 12
-    return 10 * float(np.log10(signal / noise)) if signal > 0 and noise > 0 else float("inf")
+def _thresholds(largest: float) -> tuple[float, ...]:
+    """Values of t to try, for the largest max|X|."""
+    return tuple(largest * cut for cut in _CUTS) if largest > 0 else ()
+
+
+def _cut(absmax: Array, threshold: float) -> Array:
+    """Factors that bring the channels above a threshold down to it and leave all others alone."""
+    return np.asarray(np.clip(absmax.astype(np.float64) / threshold, 1.0, _WIDEST))
 
 
 # ---------------- edits

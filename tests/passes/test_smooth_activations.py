@@ -157,6 +157,22 @@ def test_another_taker_of_a_constant_keeps_its_values() -> None:
     assert sqnr(floating, model, feeds()) > 100
 
 
+def test_a_lone_outlier_is_scaled_alone() -> None:
+    """One channel of 32 stands out: weights of the others must not get coarser for it."""
+    floating = network("n = Mul (x, o) y = MatMul (n, w)")
+    data = feeds()
+    for feed in data:
+        feed["x"] = feed["x"] / WEIGHTS["o"]
+        feed["x"][:, :, 5] *= 100
+    model, evened = floating.copy(), floating.copy()
+    (decision,) = [d for d in smooth(model, data).decisions if d.taken]
+    assert decision.figures["channels"] == 1
+    assert "threshold" in decision.figures
+    smooth(evened, data, alpha=0.7)
+    assert sqnr(floating, quantized(model), data) > sqnr(floating, quantized(evened), data)
+    assert sqnr(floating, model, data) > 100  # reordered float32 products
+
+
 def test_even_channels_stay_as_they_are() -> None:
     model = network("y = MatMul (x, w)")
     result = smooth(model, min_gain_db=3)
