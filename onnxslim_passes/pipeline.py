@@ -41,7 +41,7 @@ from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.report.manifest import Manifest, write_manifest
 from onnxslim_passes.report.provenance import source_file, source_sha256, versions
 from onnxslim_passes.report.records import AT_LOAD, Decision, PassRecord, Report
-from onnxslim_passes.runtime import Optimization, Session, open_session
+from onnxslim_passes.runtime import MODEL_LIMIT_BYTES, Optimization, Session, open_session
 from onnxslim_passes.storage.unpacking import unpack_weights
 
 # A pass that claims to be lossless reorders float sums at most; 60 dB is three digits, far above
@@ -147,7 +147,7 @@ class Pipeline:
             samples.check(reference.inputs)
         if training is not None:
             training.check(reference.inputs)
-        judge = _Judge(reference, samples, seed, progress, _optimization(target))
+        judge = _Judge(model, reference, samples, seed, progress, _optimization(target))
         context = Context(
             samples=samples,
             training=training,
@@ -160,6 +160,7 @@ class Pipeline:
         )
         if checkpoints is not None:
             checkpoints.mkdir(parents=True, exist_ok=True)
+        judge.release()
         work = model.copy()
         preparations = (*_fix_overridable(work), *self._unpack(work))
         dense = work.copy() if preparations else model
@@ -175,6 +176,7 @@ class Pipeline:
         digest = source_sha256(model)
         _write_account(work, model, digest, seed, self.passes, preparations, records)
         fidelity = self._verify_result(work, judge)
+        judge.release()
         zstd = None if measure else False
         size = measure_size(work, feed=judge.first_feed, zstd=zstd)
         before = measure_size(model, source_file(model), feed=judge.first_feed, zstd=zstd)
@@ -339,13 +341,16 @@ class _Judge:
 
     def __init__(
         self,
+        model: Model,
         reference: Session,
         samples: Samples | None,
         seed: int,
         progress: Progress,
         optimize: Optimization,
     ) -> None:
-        self._reference, self._progress = reference, progress
+        self._model, self._progress = model, progress
+        self._session: Session | None = reference
+        self._inputs = reference.inputs
         self._optimize = optimize
         self.warnings: tuple[str, ...] = ()
         if samples is None:
@@ -354,6 +359,19 @@ class _Judge:
         self.first_feed = next(iter(self._feeds()), None)
         self._count = sum(1 for _ in self._feeds())
         self.description = _description(samples, self._count)
+
+    @property
+    def _reference(self) -> Session:
+        """The original; opened again if it was released."""
+        if self._session is None:
+            self._session = open_session(self._model)
+        return self._session
+
+    def release(self) -> None:
+        """Lets go of a large original until it is needed: passes open large sessions themselves."""
+        if self._session is not None and self._model.nbytes() > MODEL_LIMIT_BYTES:
+            self._session.close()
+            self._session = None
 
     def _random(self, reference: Session, seed: int) -> Samples | None:
         try:
@@ -370,7 +388,7 @@ class _Judge:
     def _feeds(self) -> Iterable[Mapping[str, Any]]:
         if self._samples is None:
             return ()
-        return self._samples.feeds(self._reference.inputs, most=VERIFICATION_FEEDS)
+        return self._samples.feeds(self._inputs, most=VERIFICATION_FEEDS)
 
     def verdict(self, model: Model, label: str) -> Fidelity | None:
         """The error against the original.

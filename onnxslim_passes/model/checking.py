@@ -7,7 +7,9 @@ import onnx
 
 from onnxslim_passes.errors import InvalidModelError
 from onnxslim_passes.model.model import Model
-from onnxslim_passes.model.writing import LARGEST_SINGLE_FILE_BYTES
+
+# Above it the checker gets a file with its values beside: a message would be held three times.
+_LARGEST_MESSAGE_BYTES = 16_000_000
 
 
 def check_model(model: Model) -> None:
@@ -17,7 +19,7 @@ def check_model(model: Model) -> None:
         InvalidModelError: it is not; the message is the first line of the checker's.
     """
     try:
-        if model.nbytes() <= LARGEST_SINGLE_FILE_BYTES:
+        if model.nbytes() <= _LARGEST_MESSAGE_BYTES:
             onnx.checker.check_model(model.to_proto())
             return
         with tempfile.TemporaryDirectory(prefix="onnxslim-passes-") as folder:

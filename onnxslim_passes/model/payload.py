@@ -294,7 +294,11 @@ class FilePayload:
         """The values, read now."""
         if self.elem_type in _PACKED_BITS or self.elem_type == TensorProto.STRING:
             return _decoded(self.tensor(self.proto.name))
-        data = b"".join(self.chunks())
+        # Joined pieces would be held twice.
+        data, filled = bytearray(self.length), 0
+        for piece in self.chunks():
+            data[filled : filled + len(piece)] = piece
+            filled += len(piece)
         try:
             return np.frombuffer(data, numpy_dtype(self.elem_type)).reshape(self.shape)
         except ValueError as error:

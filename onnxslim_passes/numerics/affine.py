@@ -14,6 +14,7 @@ scale can make the bias saturate; `minimum_weight_scale` says from where on it c
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,16 +182,44 @@ def quantize(values: FloatArray, grid: AffineGrid) -> npt.NDArray[Any]:
     scale, zero_point = _broadcast(grid, values.shape)
     # Limits in float32 are exact up to 16 bits: a code beyond 2 ** 24 saturates anyway.
     wide = values.dtype == np.float64 or max(-grid.qmin, grid.qmax) > np.iinfo(np.uint16).max
-    working = np.float64 if wide else np.float32
+    working = np.dtype(np.float64 if wide else np.float32)
+    codes = np.empty(values.shape, grid.dtype)
+    # In pieces: of an embedding table, each temporary would be as large as the model.
+    for part in _pieces(values.shape):
+        here = part if scale.ndim and scale.shape[0] > 1 else ()
+        steps = _steps(values[part], scale[here], zero_point[here], working)
+        np.clip(steps, grid.qmin, grid.qmax, out=steps)
+        # The narrow types of ml_dtypes take no floats beyond their own.
+        codes[part] = steps if codes.dtype.kind in "iu" else steps.astype(np.int32)
+    return codes
+
+
+_PIECE = 1 << 20
+
+
+def _steps(
+    values: FloatArray,
+    scale: npt.NDArray[Any],
+    zero_point: npt.NDArray[Any],
+    working: np.dtype[Any],
+) -> npt.NDArray[Any]:
+    """The nearest steps of the grid, as floats."""
     # An infinite quotient is right: it saturates.
     with np.errstate(over="ignore"):
-        steps = np.asarray(values.astype(working) / scale.astype(working))
-    # In place: of an embedding table, each temporary is as large as the model.
+        steps = np.asarray(np.divide(values, scale.astype(working), dtype=working))
     np.rint(steps, out=steps)
     np.add(steps, zero_point.astype(working), out=steps)
-    np.clip(steps, grid.qmin, grid.qmax, out=steps)
-    stored = np.dtype(grid.dtype)
-    return steps.astype(stored) if stored.kind in "iu" else steps.astype(np.int32).astype(stored)
+    return steps
+
+
+def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Slices along the first axis of about `_PIECE` elements."""
+    if not shape:
+        yield ()
+        return
+    rows = max(1, _PIECE // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        yield (slice(start, start + rows),)
 
 
 def dequantize(codes: npt.NDArray[Any], grid: AffineGrid) -> npt.NDArray[Any]:

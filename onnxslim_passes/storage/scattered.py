@@ -85,11 +85,11 @@ class Scattered(Encoding):
         """One for each way to store the values; CumSum and ScatterElements came with opset 11."""
         if site.opset < 11 or not contents.folds or not contents.shape:
             return
-        positions = contents.positions
-        if not 0 < positions.size <= contents.size * (1 - _LEAST_BACKGROUND):
+        # Counted first: the positions take eight bytes each.
+        if not 0 < contents.differing <= contents.size * (1 - _LEAST_BACKGROUND):
             return
         base = filled(contents.background, (contents.size,))
-        density = positions.size / contents.size
+        density = contents.differing / contents.size
         for places in self.places(contents, site):
             for values in _value_plans(_foreground(contents, places.positions), site):
                 flat = step("ScatterElements", base, places.decoder, values.root)

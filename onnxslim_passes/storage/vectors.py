@@ -39,7 +39,10 @@ class CodebookVectors(Encoding):
         if not contents.folds or contents.size < 2 * min(_GROUPS):
             return
         for axis in _orders(contents.shape):
-            ordered = np.ascontiguousarray(np.moveaxis(contents.values, axis, 0))
+            moved = np.moveaxis(contents.values, axis, 0)
+            if not _may_repeat(moved):
+                continue
+            ordered = np.ascontiguousarray(moved)
             for group in _GROUPS:
                 found = _grouped(ordered.reshape(-1), group)
                 if found is None:
@@ -62,6 +65,18 @@ def _orders(shape: tuple[int, ...]) -> Iterator[int]:
     for axis in range(1, len(shape)):
         if shape[axis] > 1 and any(size > 1 for size in shape[:axis]):
             yield axis
+
+
+def _may_repeat(values: Array) -> bool:
+    """Whether the first pairs of neighbours are few enough; putting all in order takes long."""
+    rows = max(1, 2 * _SAMPLE // max(1, values[0].size))
+    first = np.ascontiguousarray(values[: rows + rows % 2]).reshape(-1)
+    if first.size == values.size:
+        return True
+    pairs = first[: first.size // 2 * 2].view(np.dtype(f"V{2 * first.dtype.itemsize}"))
+    # A group of eight has four pairs.
+    most = MAX_CODES * max(_GROUPS) // min(_GROUPS)
+    return len(set(pairs[:_SAMPLE].tolist())) <= most
 
 
 def _grouped(flat: Array, group: int) -> tuple[Codes, Array] | None:
