@@ -291,7 +291,7 @@ class FeedsReader:
         # A one-shot iterator could not be read twice.
         self._feeds = feeds if callable(feeds) else list(feeds)
         self._epoch = epoch
-        self.has_epochs = callable(feeds) and "epoch" in inspect.signature(feeds).parameters
+        self.has_epochs = callable(feeds) and _takes_epoch(feeds)
 
     def items(self, inputs: Sequence[InputSpec]) -> Iterator[Item]:
         """See `Reader`."""
@@ -311,6 +311,13 @@ class FeedsReader:
     def digest(self) -> str:
         """See `Reader`."""
         return _digest_items(self.items(()))
+
+
+def _takes_epoch(function: Callable[..., Any]) -> bool:
+    try:
+        return "epoch" in inspect.signature(function).parameters
+    except ValueError:
+        return False  # a builtin without a signature
 
 
 def _iterator(result: Any, name: str) -> Iterator[Any]:

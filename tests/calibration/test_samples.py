@@ -293,6 +293,7 @@ def test_a_callable_may_make_other_feeds_in_each_epoch() -> None:
     found = [next(one.feeds(X))["x"][0, 0] for one in (samples, samples.in_epoch(2))]
     assert found == [0, 2]
     assert not Samples.from_feeds(lambda: [{"x": np.ones((1, 3), np.float32)}]).has_epochs
+    assert not Samples.from_feeds(iter).has_epochs  # a builtin that tells no signature
 
 
 def test_other_data_is_the_same_in_each_epoch(tmp_path: Path) -> None:
