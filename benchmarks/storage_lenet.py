@@ -19,6 +19,7 @@ from typing import Any
 
 import onnx
 from int8_models import FOLDER, load_tasks
+from onnx import TensorProto
 from rich.console import Console
 from rich.table import Table
 
@@ -120,14 +121,11 @@ def print_parts(path: Path) -> None:
     """Bytes of one file by what they are for; tags and lengths of messages included."""
     proto = onnx.load(path)
     graph, parts = proto.graph, Counter[str]()
+    kinds = {TensorProto.UINT8: "streams of bits and bytes", TensorProto.FLOAT: "floats"}
     for tensor in graph.initializer:
-        data = len(tensor.raw_data)
-        kind = {
-            onnx.TensorProto.UINT8: "streams of bits and bytes",
-            onnx.TensorProto.FLOAT: "floats",
-        }
-        parts[kind.get(tensor.data_type, "whole numbers")] += data
-        parts["frames, types, shapes and names of tensors"] += tensor.ByteSize() + 3 - data
+        bare = TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
+        parts[kinds.get(tensor.data_type, "whole numbers")] += tensor.ByteSize() - bare.ByteSize()
+        parts["types, shapes and names of tensors"] += bare.ByteSize() + 3
     for node in graph.node:
         parts["calls of functions" if node.domain else f"nodes: {node.op_type}"] += (
             node.ByteSize() + 2

@@ -59,10 +59,16 @@ def code_lengths(counts: Counts) -> npt.NDArray[np.int64]:
 
 
 def limited_code_lengths(counts: Counts) -> Iterator[npt.NDArray[np.int64]]:
-    """`code_lengths`, and the same of counts that are raised, so that no word is very long."""
+    """`code_lengths`, and the same of counts that are raised, so that no word is very long.
+
+    Symbols that are more frequent, or as frequent and come first, have no longer words.
+    """
     total = int(counts.sum())
+    frequent_first = np.argsort(-counts, kind="stable")
     for floor in dict.fromkeys([1, *(total >> shift for shift in range(6, 20, 2))]):
-        yield code_lengths(np.maximum(counts, floor))
+        lengths = np.empty_like(counts)
+        lengths[frequent_first] = np.sort(code_lengths(np.maximum(counts, floor)))
+        yield lengths
 
 
 def best_code_lengths(counts: Counts, level_bits: int) -> npt.NDArray[np.int64]:
@@ -124,7 +130,7 @@ class WaveletMatrix:
         order: list[int] = []
         for length in range(1, self.depth + 1):
             words = [(*word, 0) for word in words] + [(*word, 1) for word in reversed(words)]
-            complete = np.flatnonzero(self.lengths == length)
+            complete = np.flatnonzero(self.lengths == length)[::-1]
             keep = len(words) - complete.size
             for symbol, word in zip(complete, words[keep:], strict=True):
                 bits[:length, symbol] = word

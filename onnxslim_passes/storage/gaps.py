@@ -19,7 +19,7 @@ from onnxslim_passes.numerics.gaps import GapSymbols, best_gap_symbols
 from onnxslim_passes.numerics.rice import best_rice
 from onnxslim_passes.storage.base import Literal, Site, Step, step
 from onnxslim_passes.storage.contents import Contents
-from onnxslim_passes.storage.huffman import huffman_decoded
+from onnxslim_passes.storage.huffman import huffman_numbers, looked_up
 from onnxslim_passes.storage.scattered import Places, Scattered
 from onnxslim_passes.storage.streams import INT32, raw, running_sum
 
@@ -45,7 +45,8 @@ def _positions(gaps: GapSymbols, site: Site) -> Step:
     number = partial(Literal.of, dtype=np.int32)
     found, codes, counts = np.unique(gaps.symbols, return_inverse=True, return_counts=True)
     table = np.array([gaps.step(int(symbol)) for symbol in found], np.int32)
-    steps = huffman_decoded(codes.astype(np.uint8), counts, table, site)
+    numbers, order = huffman_numbers(codes.astype(np.uint8), counts, site)
+    steps = looked_up(table[order], numbers)
     if gaps.extra.size:
         long = step("Sign", step("Div", steps, number(gaps.short + 1)))
         index = step("Mul", long, running_sum(long))

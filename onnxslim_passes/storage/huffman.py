@@ -58,6 +58,7 @@ from onnxslim_passes.storage.tree import merged_symbols
 
 Codes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
+Order = npt.NDArray[np.int64]
 Table = npt.NDArray[Any]
 
 # What a level or a node takes besides its bits: a call of the function and the frame of a tensor,
@@ -80,25 +81,25 @@ class CodebookHuffman(Encoding):
         shared = contents.shared
         if shared is None or shared.clusters < 3:
             return
-        flat = huffman_decoded(shared.codes, shared.counts, shared.table, site)
+        numbers, order = huffman_numbers(shared.codes, shared.counts, site)
+        flat = looked_up(shared.table[order], numbers)
         root = flat if contents.values.ndim == 1 else reshape(flat, contents.shape)
-        _, codes = flat.inputs
-        streams = sum(part.nbytes for part in walk(codes) if isinstance(part, Payload))
+        streams = sum(part.nbytes for part in walk(numbers) if isinstance(part, Payload))
         bits = round(8 * streams / contents.size, 3)
         yield Plan(self.name, root, {"clusters": shared.clusters, "per": "tensor", "bits": bits})
 
 
-def huffman_decoded(codes: Codes, counts: Counts, table: Table, site: Site) -> Step:
-    """Entries of a table by Huffman codes of their numbers, in the form that suits their number.
+def huffman_numbers(codes: Codes, counts: Counts, site: Site) -> tuple[Step, Order]:
+    """Codes, numbered anew, by a Huffman code in the form that suits their number.
 
     Args:
         codes: uint8, shape (n,).
         counts: int64, shape (K,), K >= 3: how often each code occurs, never 0.
-        table: shape (K,).
         site: where; from opset 11.
 
     Returns:
-        Like `table`, shape (n,).
+        Numbers, uint8, shape (n,), and the code that has each number, shape (K,). Where codes were
+        numbered by frequency, the most frequent one first, the order counts up or down.
     """
     level_bytes, node_bytes = (_LEVEL_BYTES, _NODE_BYTES) if site.functions else _INLINE_BYTES
     matrix = WaveletMatrix(counts, best_code_lengths(counts, 8 * level_bytes))
@@ -106,10 +107,20 @@ def huffman_decoded(codes: Codes, counts: Counts, table: Table, site: Site) -> S
     trees = [wavelet_tree(counts, each) for each in limited_code_lengths(counts)]
     sizes = [sum(node.nbytes + node_bytes for node in nodes(tree)) for tree in trees]
     if min(sizes) <= matrix_bytes * _FASTER_MAY_TAKE:
-        decoded = merged_symbols(trees[sizes.index(min(sizes))], codes, site)
-    else:
-        decoded, table = _by_levels(matrix, codes, site), table[matrix.order]
-    return step("GatherElements", raw(table), step("Cast", decoded, to=INT32))
+        tree = trees[sizes.index(min(sizes))]
+        return merged_symbols(tree, codes, site), np.arange(counts.size)
+    return _by_levels(matrix, codes, site), matrix.order
+
+
+def looked_up(table: Table, numbers: Step) -> Step:
+    """Entries of a table by their numbers (uint8); a table that counts needs not be there."""
+    wide = step("Cast", numbers, to=INT32)
+    if table.dtype == np.int32:
+        first = int(table[0])
+        for op, direction in (("Add", 1), ("Sub", -1)):
+            if np.array_equal(table, first + direction * np.arange(table.size)):
+                return step(op, Literal.of(first, np.int32), wide)
+    return step("GatherElements", raw(table), wide)
 
 
 def _by_levels(matrix: WaveletMatrix, codes: Codes, site: Site) -> Step:

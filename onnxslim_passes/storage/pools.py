@@ -1,10 +1,10 @@
 """Pools: several small weights in one stream, so that they pay for one decoder.
 
 A decoder takes about a kilobyte, which is more than a small weight. The codes of several weights,
-the most frequent value of each as code 0, are one long vector of bytes; it is stored as any weight
+the most frequent value of each as code 0, are one long vector of int32; it is stored as any weight
 is, by a mask, gaps, or Huffman codes. Each weight is a piece of it with a table of its own:
 
-    Reshape(Gather(table, Slice(Cast(pool), [start], [stop])), shape)
+    Reshape(Gather(table, Slice(pool, [start], [stop])), shape)
 
 Since codes are numbered by frequency, weights with other values have about the same distribution
 of codes, and a common Huffman code loses little. Whether a pool is worth it, and of which weights,
@@ -28,7 +28,7 @@ from onnxslim_passes.storage.base import (
 )
 from onnxslim_passes.storage.choice import Offer
 from onnxslim_passes.storage.contents import Contents, SharedValues
-from onnxslim_passes.storage.streams import INT32, raw, reshape
+from onnxslim_passes.storage.streams import raw, reshape
 
 # Beyond this many elements a decoder of one's own is less than a percent of the weight.
 MAX_POOLED = 1 << 20
@@ -85,7 +85,7 @@ def _pooled(
 ) -> list[Offer]:
     """The offers of weights as pieces of one stream."""
     tables = [_shared(contents) for contents in members]
-    pool = Contents(np.concatenate([shared.codes.reshape(-1) for shared in tables]))
+    pool = Contents(np.concatenate([shared.codes.reshape(-1) for shared in tables], dtype=np.int32))
     offers = (
         Offer(plan, site)
         for name, encoding in encodings.items()
@@ -93,13 +93,12 @@ def _pooled(
         for plan in encoding.plans(pool, site)
     )
     best = min(offers, key=lambda offer: offer.own_bytes)
-    codes = step("Cast", best.plan.root, to=INT32)
     shares = _shares(members, best.own_bytes)
     pieces = []
     start = 0
     for contents, shared, share in zip(members, tables, shares, strict=True):
         stop = start + contents.size
-        root = _piece(codes, start, stop, shared, contents)
+        root = _piece(best.plan.root, start, stop, shared, contents)
         figures: dict[str, int | float | str] = {
             "clusters": shared.clusters,
             "per": "tensor",
@@ -118,7 +117,9 @@ def _pooled(
     return pieces
 
 
-def _piece(codes: Step, start: int, stop: int, shared: SharedValues, contents: Contents) -> Step:
+def _piece(
+    codes: Expression, start: int, stop: int, shared: SharedValues, contents: Contents
+) -> Step:
     part = step("Slice", codes, Literal.of([start], np.int64), Literal.of([stop], np.int64))
     return reshape(step("Gather", raw(shared.table), part), contents.shape)
 

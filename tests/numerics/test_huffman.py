@@ -51,6 +51,17 @@ def test_what_is_complete_stands_behind_what_goes_on() -> None:
     assert (np.diff(lengths) <= 0).all()
 
 
+@given(st.lists(st.integers(1, 10_000), min_size=2, max_size=256), st.sampled_from([0, 100, 3000]))
+def test_symbols_in_the_order_of_their_frequencies_are_counted_down(
+    counts: list[int], level_bits: int
+) -> None:
+    frequent_first = np.array(sorted(counts, reverse=True))
+    lengths = best_code_lengths(frequent_first, level_bits)
+    assert (np.diff(lengths) >= 0).all()
+    order = WaveletMatrix(frequent_first, lengths).order
+    assert order.tolist() == list(range(len(counts)))[::-1]
+
+
 @pytest.mark.parametrize(("level_bits", "depth"), [(0, 16), (1000, 9)])
 def test_costly_levels_make_short_words(level_bits: int, depth: int) -> None:
     counts = np.maximum(1, 40_000 >> np.arange(17))

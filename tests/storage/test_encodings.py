@@ -161,6 +161,20 @@ def test_gaps_of_clumps(columns: int, full: int, density: float, site: str) -> N
     assert_rebuilt(values, SITES[site], [each for each in made if each.encoding == "gaps-huffman"])
 
 
+@pytest.mark.parametrize("size", [3000, 300_000], ids=["matrix", "tree"])
+def test_a_table_that_counts_is_not_in_the_file(size: int) -> None:
+    shares = 0.6 ** np.arange(1, 10)
+    rng = np.random.default_rng(0)
+    values = rng.choice(np.arange(1, 10, dtype=np.int32), size, p=shares / shares.sum())
+    site = SITES["opset 17, functions"]
+    (plan,) = ENCODINGS["codebook-huffman"].plans(Contents(values), site)
+    own, _ = own_and_common(plan.root)
+    assert isinstance(plan.root, Step)
+    assert plan.root.op == ("Sub" if size == 3000 else "Add")
+    assert not any(isinstance(part, Payload) and part.shape == (9,) for part in own)
+    assert_rebuilt(values, site, [plan])
+
+
 @pytest.mark.parametrize("site", [SITES["opset 17"], SITES["opset 21"]], ids=["17", "21"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
 @pytest.mark.parametrize(("shape", "axis"), [
