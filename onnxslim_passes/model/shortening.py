@@ -22,6 +22,11 @@ Tensor = Variable | Constant
 _OF_UNKNOWN_SIZE = ("NonZero", "Compress", "Unique", "NonMaxSuppression")
 
 
+# Defaults in words: so much along each spatial axis.
+_SPATIAL_OPERATORS = ("Conv", "ConvInteger", "QLinearConv", "MaxPool", "AveragePool")
+_SPATIAL_DEFAULTS = {"dilations": 1, "pads": 0, "strides": 1}
+
+
 @dataclass(frozen=True)
 class Shortened:
     """What was shortened.
@@ -118,6 +123,12 @@ def _drop_defaults(node: Node) -> bool:
         if attribute.default_value.type != onnx.AttributeProto.UNDEFINED
     }
     said = [name for name, default in defaults.items() if _says(node.attrs.get(name), default)]
+    if node.op in _SPATIAL_OPERATORS and not node.domain and node.graph.opset >= 11:
+        said += [
+            name
+            for name, default in _SPATIAL_DEFAULTS.items()
+            if set(node.attr(name) or [None]) == {default}
+        ]
     for name in said:
         del node.attrs[name]
     return bool(said)

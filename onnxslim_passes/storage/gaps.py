@@ -23,7 +23,9 @@ from onnxslim_passes.storage.huffman import huffman_numbers, looked_up
 from onnxslim_passes.storage.scattered import Places, Scattered
 from onnxslim_passes.storage.streams import INT32, raw, running_sum
 
-# Huffman codes load slower than Rice codes, and must save this part of their bits.
+# Huffman codes load slower than Rice codes. Where that is felt, for more elements than this, they
+# must save this part of their bits.
+_QUICKLY_LOADED = 1 << 20
 _LEAST_SAVED = 1 / 20
 
 
@@ -33,10 +35,11 @@ class GapsHuffman(Scattered):
     name: ClassVar[str] = "gaps-huffman"
 
     def places(self, contents: Contents, site: Site) -> Iterator[Places]:
-        """None where Rice codes are about as short."""
+        """None for large weights for which Rice codes are about as short."""
         gaps = best_gap_symbols(contents.positions)
-        rice = best_rice(contents.positions)
-        if gaps.bits < (1 - _LEAST_SAVED) * rice.bits and np.ptp(gaps.symbols) > 1:
+        least_saved = _LEAST_SAVED if contents.size > _QUICKLY_LOADED else 0
+        most = (1 - least_saved) * best_rice(contents.positions).bits
+        if gaps.bits < most and np.unique(gaps.symbols).size > 2:
             yield Places(gaps.positions, _positions(gaps, site))
 
 

@@ -91,6 +91,34 @@ def test_what_goes_without_saying_is_not_said() -> None:
     assert np.array_equal(given["y"], expected["y"])
 
 
+SPATIAL = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 1, 8, 8] x) => (float[N, 1, A, B] y) {
+    c = Conv <dilations: ints = [1, 1], group: int = 1, pads: ints = [0, 0, 0, 0],
+              strides: ints = [1, 2]> (x, w)
+    m = MaxPool <kernel_shape: ints = [2, 2], strides: ints = [1, 1],
+                 pads: ints = [0, 1, 0, 1]> (c)
+    y = AveragePool <kernel_shape: ints = [2, 1], strides: ints = [1, 1]> (m)
+}"""
+
+
+def test_steps_of_one_and_no_padding_go_without_saying() -> None:
+    proto = onnx.parser.parse_model(SPATIAL)
+    weight = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    before, after = Model.from_proto(proto), Model.from_proto(proto)
+    shorten(after)
+    nodes = after.to_proto().graph.node
+    said = {node.op_type: {attribute.name for attribute in node.attribute} for node in nodes}
+    assert said == {
+        "Conv": {"strides"},
+        "MaxPool": {"kernel_shape", "pads"},
+        "AveragePool": {"kernel_shape"},
+    }
+    feed = {"x": np.random.default_rng(0).normal(size=(2, 1, 8, 8)).astype(np.float32)}
+    given, expected = (open_session(each).run(feed) for each in (after, before))
+    assert np.array_equal(given["y"], expected["y"])
+
+
 @pytest.mark.parametrize(("numbers", "shorter"), [([2, 4], True), ([-1], False)])
 def test_whole_numbers_are_written_as_varints_where_that_is_shorter(
     numbers: list[int], shorter: bool
