@@ -67,6 +67,7 @@ class Levels:
         short_scales: grids are those of `numerics.weight_formats` for blocks, which scales of few
             bits serve, and which are found without their ends; blocks are consecutive columns of
             equal number.
+        least: shape (G, N): scales of symmetric grids are at least these; None: of any size.
     """
 
     bits: int
@@ -74,6 +75,7 @@ class Levels:
     block_of: npt.NDArray[np.intp]
     tied: bool = False
     short_scales: bool = False
+    least: Wide | None = None
 
     @property
     def top(self) -> int:
@@ -130,7 +132,11 @@ def full_grids(rows: FloatArray, levels: Levels, *, clip: float | Wide = 1.0) ->
     low = np.minimum((low * clip).astype(rows.dtype), 0).astype(np.float64)
     high = np.maximum((high * clip).astype(rows.dtype), 0).astype(np.float64)
     span = np.maximum(-low, high) if levels.symmetric else high - low
-    scale = _usable(span / levels.top, rows.dtype)
+    step = span / levels.top
+    if levels.symmetric and levels.least is not None:
+        least = levels.least.max(keepdims=True) if levels.tied else levels.least
+        step = np.maximum(step, least[..., None])
+    scale = _usable(step, rows.dtype)
     if levels.symmetric:
         end = np.full(scale.shape, float(levels.top))
         return RowGrids(scale, -end, end)

@@ -129,7 +129,7 @@ def test_quantization_finds_the_grid() -> None:
         "g (float[N,8,9,7] x) => (float[N,16,7,5] y) { y = Conv(x, w) }", w=noise(16, 8, 3, 3)
     )
     feeds = correlated("x", 2, 8, 9, 7)
-    run(model, feeds)
+    run(model, feeds, reduce_range=False)
     rounded = model.weights()[0].values
     assert np.array_equal(fake_quantize(rounded, weight_grid(rounded, np.int8, 0)), rounded)
     samples = Samples.from_feeds(feeds)
@@ -317,3 +317,55 @@ def test_in_a_pipeline_the_file_shrinks() -> None:
     result = pipeline.run(model, samples=samples, measure=False)
     assert result.report.fidelity["sqnr_db"] > 12
     assert result.report.after["file_bytes"] < 0.25 * result.report.before["file_bytes"]
+
+
+def test_overrides_round_some_weights_otherwise() -> None:
+    text = "g (float[N, 24] x) => (float[N, M] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }"
+    model = model_of(text, w=noise(24, 16, seed=1), v=noise(16, 32, seed=2))
+    feeds = correlated("x", 32, 24)
+    _, found = run(model, feeds, bits=4, overrides=[{"nodes": "v", "bits": 2, "per": "tensor"}])
+    assert (found["w"].figures["bits"], found["v"].figures["bits"]) == (4, 2)
+    values = {weight.name: weight.values for weight in model.weights()}
+    assert np.unique(values["v"]).size <= 3
+    assert max(np.unique(column).size for column in values["w"].T) <= 15
+    assert np.unique(values["w"]).size > 15
+
+
+def test_overrides_can_leave_a_weight() -> None:
+    model = model_of("g (float[N, 24] x) => (float[N, M] y) { y = MatMul(x, w) }", w=noise(24, 16))
+    before = model.to_proto().SerializeToString(deterministic=True)
+    result, found = run(model, correlated("x", 32, 24), overrides=[{"nodes": "w", "bits": 0}])
+    assert not result.changed
+    assert "bits=0" in found["w"].reason
+    assert model.to_proto().SerializeToString(deterministic=True) == before
+
+
+def test_an_override_of_nothing_is_an_error() -> None:
+    model = model_of("g (float[N, 24] x) => (float[N, M] y) { y = MatMul(x, w) }", w=noise(24, 16))
+    with pytest.raises(UnknownNameError, match="overrides"):
+        run(model, correlated("x", 32, 24), overrides=[{"nodes": "W1", "bits": 4}])
+    with pytest.raises(ValueError, match="bits is 1"):
+        RoundWeights(overrides=[{"nodes": "w", "bits": 1}])
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "Conv"])
+def test_quantize_static_keeps_the_grid_where_pairs_saturate(kind: str) -> None:
+    """On cpu-no-vnni the integers stand for the rounded weights, bit for bit."""
+    if kind == "MatMul":
+        text = "g (float[32, 128] x) => (float[N, M] y) { y = MatMul(x, w) }"
+        weight, feeds = noise(128, 64, seed=1), correlated("x", 32, 128)
+    else:
+        text = """g (float[1, 32, 16, 16] x) => (float[N, C, H, W] y)
+        { h = Conv <pads: ints = [1, 1, 1, 1]> (x, w) y = Relu(h) }"""
+        weight, feeds = noise(32, 32, 3, 3, seed=1), correlated("x", 1, 32, 16, 16)
+    model = model_of(text, w=weight)
+    samples = Samples.from_feeds(feeds)
+    context = Context(samples=samples, target="cpu-no-vnni")
+    found = RoundWeights().apply(model, context)
+    assert "widens it again" not in found.decisions[0].reason
+    rounded = model.weights()[0].values.copy()
+    QuantizeStatic(placement="everywhere").apply(model, context)
+    stored = {constant.name: constant.values for constant in model.constants()}
+    axis = 1 if kind == "MatMul" else 0
+    scale = stored["w_scale"].reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+    assert np.array_equal(stored["w_quantized"].astype(np.float32) * scale, rounded)

@@ -32,7 +32,7 @@ from onnxslim_passes.passes.placement.operators import (
     SELF_QUANTIZED,
     SLOW_UPSTREAM,
 )
-from onnxslim_passes.passes.placement.pairs import pair_scale, pairs_fit
+from onnxslim_passes.passes.placement.pairs import pairs_fit, raising_scale
 from onnxslim_passes.passes.placement.schemes import Format, Grids, Ranges, Scheme, Schemes
 from onnxslim_passes.passes.placement.sites import Site, Survey
 
@@ -300,7 +300,7 @@ def _grid_without_saturation(
     grid = kept_grid(values, scheme.weights, axis)
     for site in users:
         if scheme.adds_pairs and scheme.weights == np.int8:
-            grid = grid.at_least(pair_scale(site.node, values, axis))
+            grid = grid.at_least(raising_scale(site.node, values, axis, grid))
         bias = _bias_values(site, _channels(site, values.shape))
         if bias is not None and scheme.integer_bias:
             least = minimum_weight_scale(bias, float(grids.data(site).scale))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim_passes.model import Node
-from onnxslim_passes.numerics.affine import minimum_pair_scale
+from onnxslim_passes.numerics.affine import AffineGrid, minimum_pair_scale, quantize
 from onnxslim_passes.report.records import Decision
 
 Array = npt.NDArray[Any]
@@ -41,6 +41,19 @@ def pair_scale(node: Node, weights: Array, axis: int | None) -> npt.NDArray[np.f
     """The smallest scales at which no pair saturates: (C,) where pairs matter, else ()."""
     scales = minimum_pair_scale(adding_order(node, weights))
     return scales if axis is not None and scales.any() else np.asarray(scales.max(initial=0.0))
+
+
+def raising_scale(
+    node: Node, weights: Array, axis: int | None, grid: AffineGrid
+) -> npt.NDArray[np.float64]:
+    """The scales that weights need whose codes on a grid saturate; 0 where none does.
+
+    Weights that were rounded to this grid before keep it, as long as their codes fit.
+    """
+    codes = adding_order(node, quantize(weights, grid)).astype(np.int64)
+    sums = np.abs(codes[:, :-1] + codes[:, 1:]).max(axis=1, initial=0)
+    scales = pair_scale(node, weights, axis)
+    return np.where((sums if scales.ndim else sums.max(initial=0)) > PAIR_LIMIT, scales, 0.0)
 
 
 def largest_pair(node: Node, codes: npt.NDArray[np.int8]) -> int:
