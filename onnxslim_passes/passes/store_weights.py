@@ -228,7 +228,7 @@ class StoreWeights(Selection, Pass):
     def _needs(self, model: Model, items: Iterable[_Item]) -> Decision:
         """Says which release of ONNX Runtime the file needs, and whether that is what was asked."""
         used = {item.chosen.plan.encoding for item in items if item.replaced}
-        needed = file_release(model.opset, used)
+        needed = file_release(model.opset, model.ir_version, used)
         text = f"needs ONNX Runtime {release_text(needed)} and opset {model.opset}"
         if self.min_runtime is not None:
             asked = parse_release(self.min_runtime)
@@ -236,7 +236,7 @@ class StoreWeights(Selection, Pass):
             if left:
                 text += f"; for min_runtime={self.min_runtime} without {', '.join(left)}"
             if needed > asked:
-                text += f"; the opset of the model is newer than min_runtime={self.min_runtime}"
+                text += f"; opset or IR version are newer than min_runtime={self.min_runtime}"
         figures: dict[str, int | float | str] = {
             "min_runtime": release_text(needed),
             "opset": model.opset,

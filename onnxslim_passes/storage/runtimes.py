@@ -1,8 +1,8 @@
 """Which ONNX Runtime a stored file needs.
 
-Two things decide: the operator set of the model, and the oldest release with which an encoding was
-found to fold to the same bits (`benchmarks/storage_runtimes.py` prints the table). Releases older
-than the oldest one tested may well do, but nobody has looked.
+Three things decide: the operator set of the model, its IR version, and the oldest release with
+which an encoding was found to fold to the same bits (`benchmarks/storage_runtimes.py` prints the
+table). Releases older than the oldest one tested may well do, but nobody has looked.
 """
 
 import re
@@ -23,6 +23,8 @@ _OPSETS: dict[int, Release] = {
     24: (1, 23),
     25: (1, 24),
 }
+# The first release that takes each IR version; benchmarks' environments agree.
+_IR_VERSIONS: dict[int, Release] = {10: (1, 18), 11: (1, 22), 12: (1, 24)}
 # Encodings that need more than the oldest release tested.
 _ENCODINGS: dict[str, Release] = {"codebook-uint4": (1, 23), "codebook-uint2": (1, 24)}
 
@@ -44,10 +46,11 @@ def encoding_release(encoding: str) -> Release:
     return (0, 0) if encoding == "dense" else _ENCODINGS.get(encoding, OLDEST_TESTED)
 
 
-def file_release(opset: int, encodings: Iterable[str]) -> Release:
+def file_release(opset: int, ir_version: int, encodings: Iterable[str]) -> Release:
     """The release that a file needs."""
-    newest = max((version for at, version in _OPSETS.items() if at <= opset), default=(0, 0))
-    return max([newest, *map(encoding_release, encodings)])
+    needed = [version for at, version in _OPSETS.items() if at <= opset]
+    needed += [version for at, version in _IR_VERSIONS.items() if at <= ir_version]
+    return max([(0, 0), *needed, *map(encoding_release, encodings)])
 
 
 def release_text(release: Release) -> str:

@@ -43,10 +43,11 @@ def test_older_releases_get_what_they_fold(
 
 
 def test_files_need_what_their_encodings_and_their_opset_need() -> None:
-    assert file_release(17, []) == (0, 0)
-    assert file_release(17, ["dense", "rice"]) == (1, 17)
-    assert file_release(21, ["codebook-uint4"]) == (1, 23)
-    assert file_release(25, ["codebook-uint2"]) == (1, 24)
+    assert file_release(17, 8, []) == (0, 0)
+    assert file_release(17, 8, ["dense", "rice"]) == (1, 17)
+    assert file_release(20, 10, ["dense", "rice"]) == (1, 18)
+    assert file_release(21, 10, ["codebook-uint4"]) == (1, 23)
+    assert file_release(25, 12, ["codebook-uint2"]) == (1, 24)
     assert release_text(parse_release("1.17.3")) == "1.17"
     with pytest.raises(ValueError, match="not a version of ONNX Runtime"):
         parse_release("newest")
