@@ -28,7 +28,7 @@ STATIC = {
 }
 WEIGHTS = {
     ("minilm_l6", "int8-weights"): Wanted(sqnr_db=30, mb=23),
-    ("minilm_l6", "int4-weights"): Wanted(sqnr_db=20, mb=13),
+    ("minilm_l6", "int4-rounded"): Wanted(sqnr_db=20, mb=13),
 }
 
 

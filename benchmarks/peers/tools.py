@@ -60,6 +60,7 @@ TOOLS = (
     Tool("onnxruntime", "dynamic", "dynamic"),
     Tool(OWN, "int8-weights", "weights"),
     Tool(OWN, "int4-weights", "weights"),
+    Tool(OWN, "int4-rounded", "weights"),
     Tool("onnxruntime", "matmul-8bit", "weights"),
     Tool("onnxruntime", "matmul-4bit", "weights"),
     Tool("nncf", "weights-8bit", "weights"),
