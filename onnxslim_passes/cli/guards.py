@@ -21,7 +21,7 @@ class Guards:
 
     Attributes:
         max_drop: Largest drop of --metric, in its own unit. Where it is not kept, the layers that
-            cost most go back to float, as few as will do.
+            cost most get more bits or go back to float, as few as will do.
         require_speedup: Smallest ratio of latencies, original to result.
         require_ratio: Smallest ratio of file sizes, original to result.
     """

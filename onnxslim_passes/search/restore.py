@@ -1,4 +1,6 @@
-"""Keeps a task metric: the layers that cost most go back to float, as few as will do.
+"""Keeps a task metric: the layers that cost most get more bits or go back to float, few as may be.
+
+Where a target or a pass has wider formats, these are tried first: they cost less size and speed.
 
 The metric says when to stop, not which layer is next: layers are ranked by what each of them alone
 does to the outputs, on the calibration samples. The number of layers doubles until the metric
@@ -9,8 +11,9 @@ out. What is chosen is one number (how many layers of a fixed order), which fits
 figure for a publication wants data that this search has not seen.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from onnxslim_passes.calibration import RangeCache, Samples
 from onnxslim_passes.evaluation.layers import LayerError, compare_layers
@@ -19,11 +22,11 @@ from onnxslim_passes.passes.base import NoProgress, Pass, Progress
 from onnxslim_passes.pipeline import Pipeline, Result
 from onnxslim_passes.report.records import Report
 from onnxslim_passes.runtime import open_session
-from onnxslim_passes.search.overrides import Override, leave_out, touched
+from onnxslim_passes.search.overrides import Override, Way, leave_out, touched, widen
 
 __all__ = ["MAX_RUNS", "Restored", "restore"]
 
-# Runs of the pipeline behind the first one, the last of which measures size and latency: doubling
+# Runs of the pipeline for one way to spare layers, and one that measures size and latency: doubling
 # reaches 32 layers in six, and nearly all of them in one more.
 MAX_RUNS = 8
 
@@ -68,7 +71,7 @@ def restore(
     progress: Progress | None = None,
     cache: RangeCache | None = None,
 ) -> Restored:
-    """Leaves the worst layers in float until the drop of a metric is at most `limit`.
+    """Widens the worst layers, or leaves them in float, until the drop of a metric is in a limit.
 
     Args:
         pipeline: what `result` came from.
@@ -85,8 +88,8 @@ def restore(
         cache: as for the pipeline.
 
     Returns:
-        A result within the limit, with the fewest layers in float that were found to do; if none
-        is, that of the run with the smallest drop, or the given one.
+        A result within the limit, with the fewest layers widened that were found to do, or else the
+        fewest in float; if none is, that of the run with the smallest drop, or the given one.
 
     Raises:
         OnnxSlimError: as `Pipeline.run`.
@@ -94,9 +97,6 @@ def restore(
     shown = progress or NoProgress()
     ranked = _ranked(pipeline, model, result, ranking or samples, seed, shown)
     decisions = list(result.report.decisions())
-
-    def override(count: int) -> Override:
-        return leave_out(pipeline.passes, decisions, ranked[:count])
 
     def run(passes: Sequence[Pass], *, measure: bool) -> Result:
         again = Pipeline(
@@ -116,20 +116,58 @@ def restore(
             cache=cache,
         )
 
-    drops = {0: drop_of(result.model)}
-    # With all weights in float nothing would be left of what was asked for.
-    most = max((rank for rank, layer in enumerate(ranked) if layer.weights), default=0)
-    counts = _Counts(most, drops, limit)
-    for count in shown.track(counts, "Restoring layers", MAX_RUNS - 1):
-        drops[count] = drop_of(run(override(count).passes, measure=False).model)
-    best = counts.best()
-    if best == 0:
-        return Restored(result, drops[0], (), len(drops) - 1, len(ranked))
-    chosen = override(best)
-    final = run(chosen.passes, measure=True)
-    report = _told(final.report, ranked[:best], drops, limit)
-    return Restored(
-        replace(final, report=report), drops[best], chosen.labels, len(drops), len(ranked)
+    first, runs = drop_of(result.model), 0
+    found: list[_Spared] = []
+    for words, way in _ways(target):
+        layers = touched(pipeline.passes, decisions, ranked, way)
+        # With all weights in float nothing would be left of what was asked for.
+        most = max((rank for rank, layer in enumerate(layers) if layer.weights), default=0)
+        if way is not leave_out:
+            most = len(layers)
+        drops = {0: first}
+        counts = _Counts(most, drops, limit)
+        for count in shown.track(counts, "Restoring layers", MAX_RUNS - 1):
+            passes = way(pipeline.passes, decisions, layers[:count]).passes
+            drops[count] = drop_of(run(passes, measure=False).model)
+        runs += len(drops) - 1
+        spared = layers[: counts.best()]
+        chosen = way(pipeline.passes, decisions, spared)
+        found.append(_Spared(words, chosen, tuple(spared), first, drops[len(spared)]))
+        if found[-1].after <= limit:
+            break
+    best = min(found, key=lambda each: (max(each.after, limit), len(each.layers)))
+    if not best.layers:
+        return Restored(result, first, (), runs, len(ranked))
+    final = run(best.override.passes, measure=True)
+    report = _told(final.report, best, limit)
+    labels = best.override.labels
+    return Restored(replace(final, report=report), best.after, labels, runs + 1, len(ranked))
+
+
+@dataclass(frozen=True)
+class _Spared:
+    """The fewest layers that one way found.
+
+    Attributes:
+        words: what was done to them.
+        override: the passes that do it.
+        layers: the worst first.
+        before: the drop without it.
+        after: the drop with it.
+    """
+
+    words: str
+    override: Override
+    layers: tuple[LayerError, ...]
+    before: float
+    after: float
+
+
+def _ways(target: str) -> tuple[tuple[str, Way], ...]:
+    """What is tried, the cheapest first."""
+    return (
+        ("given more bits", partial(widen, target=target)),
+        ("left in float", leave_out),
     )
 
 
@@ -192,16 +230,14 @@ class _Counts:
         return min(self._drops, key=lambda count: (self._drops[count], count))
 
 
-def _told(
-    report: Report, layers: Sequence[LayerError], drops: Mapping[int, float], limit: float
-) -> Report:
-    count, after = len(layers), drops[len(layers)]
+def _told(report: Report, found: _Spared, limit: float) -> Report:
+    count = len(found.layers)
     what = "1 layer was" if count == 1 else f"{count} layers were"
-    names = ", ".join(layer.name for layer in layers[:_NAMED])
+    names = ", ".join(layer.name for layer in found.layers[:_NAMED])
     more = f" and {count - _NAMED} more" if count > _NAMED else ""
     line = (
-        f"{what} left in float to keep the drop at {after:.4g} (at most {limit:g} allowed, "
-        f"{drops[0]:.4g} without that): {names}{more}. The evaluation data chose how many, so that "
-        "it is not quite held out any more."
+        f"{what} {found.words} to keep the drop at {found.after:.4g} (at most {limit:g} allowed, "
+        f"{found.before:.4g} without that): {names}{more}. The evaluation data chose how many, so "
+        "that it is not quite held out any more."
     )
     return replace(report, warnings=(*report.warnings, line))

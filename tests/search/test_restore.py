@@ -5,12 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from onnxslim_passes import ClusterWeights, Pipeline, PruneMagnitude, QuantizeStatic, Samples
+from onnxslim_passes import (
+    ClusterWeights,
+    Pipeline,
+    PruneMagnitude,
+    QuantizeStatic,
+    QuantizeWeights,
+    Samples,
+)
 from onnxslim_passes.evaluation.fidelity import compare_outputs
 from onnxslim_passes.evaluation.layers import compare_layers
 from onnxslim_passes.model import load
 from onnxslim_passes.runtime import open_session
-from onnxslim_passes.search import leave_out, restore
+from onnxslim_passes.search import leave_out, restore, widen
 from onnxslim_passes.search.restore import MAX_RUNS, _Counts
 from tests.evaluation.test_layers import MODEL, built, feeds
 
@@ -133,3 +140,37 @@ def test_without_any_samples_layers_are_ranked_on_random_inputs(model):
     found = restore(pipeline, model, first, samples=None, drop_of=noise(model), limit=drop - 1)
     assert found.drop <= drop - 1
     assert np.isfinite(found.drop)
+
+
+def test_weights_of_few_bits_get_eight_before_any_stays_float(model):
+    pipeline = Pipeline([QuantizeWeights(bits=3, min_elements=1)], store=False)
+    first = noise(model)(run(pipeline, model).model)
+    found = restored(pipeline, model, first - 6)
+    assert found.drop <= first - 6
+    (line,) = [w for w in found.result.report.warnings if "given more bits" in w]
+    assert "held out" in line
+    bits = {d.where: d.figures.get("bits") for _, d in found.result.report.decisions() if d.taken}
+    # A small weight that 8 bits would not make smaller stays float.
+    assert {bits.get(label) for label in found.labels} <= {8, None}
+    assert 8 in bits.values()
+    assert 3 in bits.values()
+
+
+def test_what_eight_bits_cannot_hold_stays_float(model):
+    pipeline = Pipeline([QuantizeWeights(bits=3, per="tensor", min_elements=1)], store=False)
+    eight = Pipeline([QuantizeWeights(bits=8, per="tensor", min_elements=1)], store=False)
+    limit = noise(model)(run(eight, model).model) - 3
+    found = restored(pipeline, model, limit)
+    assert found.drop <= limit
+    assert any("left in float" in line for line in found.result.report.warnings)
+
+
+@pytest.mark.parametrize(("target", "kind"), [("qnn", "uint16"), ("cpu", None)])
+def test_activations_get_sixteen_bits_where_the_target_takes_them(model, target, kind):
+    report = run(Pipeline([INT8], store=False), model).report
+    layers = compare_layers(model, run(Pipeline([INT8], store=False), model).model, feeds).layers
+    three = [layer for layer in layers if layer.nodes == ("three",)]
+    override = widen([INT8], report.decisions(), three, target=target)
+    given = [(each.nodes, each.activations) for each in override.passes[0].overrides]
+    assert given == ([("three", kind)] if kind else [])
+    assert override.labels == (("three",) if kind else ())
