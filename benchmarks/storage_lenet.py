@@ -60,10 +60,12 @@ def clustered(model: Model, options: dict[str, Any]) -> tuple[Model, list[float]
     return copy, [float(each.figures["sqnr_db"]) for each in result.decisions if each.taken]
 
 
-def stored_bytes(model: Model, level: str) -> int:
-    """Of the whole file."""
+def stored_bytes(model: Model, level: str, without: str = "") -> int:
+    """Of the whole file; without an encoding."""
     stored = model.copy()
-    StoreWeights(level=level).apply(stored, Context())
+    storing = StoreWeights(level=level)
+    encodings = tuple(name for name in storing.allowed if name != without)
+    StoreWeights(level=level, encodings=encodings).apply(stored, Context())
     return len(stored.to_proto().SerializeToString())
 
 
@@ -115,6 +117,8 @@ def print_clusterings(folder: Path) -> None:
     for level in ("portable", "compact", "smallest"):
         size = stored_bytes(shared, level)
         print(f"linear start, level={level}: {size:,} bytes, {dense / size:.1f}x")
+    size = stored_bytes(shared, "smallest", without="gaps-huffman")
+    print(f"linear start, level=smallest without gaps-huffman: {size:,} bytes")
 
 
 def print_parts(path: Path) -> None:

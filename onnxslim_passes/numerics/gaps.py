@@ -1,8 +1,8 @@
 """Gaps between positions as symbols, for a code that follows how often they occur.
 
-Rice codes are for gaps of random zeros. Zeros of a trained network stand in clumps, rows and
-columns: short gaps and very long ones are more frequent than chance has it, and an entropy code of
-the gaps takes 10 to 20% fewer bits. So that its table stays short, only gaps below T have a symbol
+Rice codes are for gaps of random zeros. Where zeros stand in clumps, rows and columns, short gaps
+and very long ones are more frequent than chance has it, and an entropy code of the gaps takes fewer
+bits. So that its table stays short, only gaps below T have a symbol
 of their own; the others share one with 255 neighbours and bring a byte along:
 
     gap < T:   symbol = gap
