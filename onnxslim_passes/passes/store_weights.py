@@ -62,13 +62,21 @@ EncodingName = Literal[
     "rice",
     "gaps-huffman",
     "grid",
+    "chunks",
     "pool",
 ]
 
 # Tensors and operators that every runtime has had for years.
 _PORTABLE: tuple[EncodingName, ...] = (
     *("sparse", "fill", "narrow", "codebook-uint8", "codebook-uint4", "codebook-uint2"),
-    *("codebook-packed", "codebook-sparse", "codebook-vectors", "codebook-blocks", "grid"),
+    *(
+        "codebook-packed",
+        "codebook-sparse",
+        "codebook-vectors",
+        "codebook-blocks",
+        "grid",
+        "chunks",
+    ),
 )
 _COMPACT: tuple[EncodingName, ...] = (*_PORTABLE, "bitmask", "rice")
 Level = Literal["portable", "compact", "smallest"]

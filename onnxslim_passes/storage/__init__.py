@@ -8,6 +8,7 @@ A new encoding is one file here and one line in `ENCODINGS`.
 
 from onnxslim_passes.storage.base import Encoding
 from onnxslim_passes.storage.blocks import CodebookBlocks
+from onnxslim_passes.storage.chunks import Chunks
 from onnxslim_passes.storage.codebook import (
     CodebookPacked,
     CodebookSparse,
@@ -45,6 +46,7 @@ ENCODINGS: dict[str, Encoding] = {
         Rice(),
         GapsHuffman(),
         Grid(),
+        Chunks(),
     )
 }
 

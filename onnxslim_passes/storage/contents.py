@@ -89,9 +89,14 @@ class Contents:
         return int(self.values.nbytes)
 
     @property
+    def pieces(self) -> int | None:
+        """`folding_pieces` of this weight."""
+        return folding_pieces(self.size, self.dtype.itemsize)
+
+    @property
     def folds(self) -> bool:
-        """Whether ONNX Runtime folds decoders: their outputs, int32 codes among them, are small."""
-        return self.size * max(4, self.dtype.itemsize) <= FOLD_LIMIT_BYTES
+        """Whether ONNX Runtime folds decoders of the whole weight."""
+        return self.pieces == 1
 
     @cached_property
     def entries(self) -> int:
@@ -157,6 +162,25 @@ class Contents:
             if distinct > min(limit, self.size // channels // 2):
                 return None
         return _encode_channels(rows.reshape(channels, -1), axis, limit, self.dtype)
+
+
+def folding_pieces(size: int, itemsize: int) -> int | None:
+    """Into how many pieces to cut a weight so that the decoder of each folds.
+
+    The largest tensor of a decoder is the weight, int32 codes, or the Range that positions are
+    taken of, which has at most 9/8 of the elements.
+
+    Args:
+        size: elements.
+        itemsize: bytes of each.
+
+    Returns:
+        None where the weight itself is too large to be folded.
+    """
+    if size * itemsize > FOLD_LIMIT_BYTES:
+        return None
+    largest = max(size * 9 // 8 * 4, size * itemsize)
+    return max(1, -(-largest // FOLD_LIMIT_BYTES))
 
 
 def varints_bytes(elements: Array) -> int:

@@ -164,6 +164,26 @@ def test_small_weights_share_one_stream() -> None:
     assert saved == pytest.approx(dense.nbytes() - model.nbytes(), abs=400)
 
 
+def test_small_weights_of_many_values_share_one_mask() -> None:
+    shapes = [(40, 60), (60, 50), (50, 30)]
+    text = "a = MatMul(x, w0)  b = MatMul(a, w1)  y = MatMul(b, w2)"
+    model = build(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 40] x) => (float[N, 30] y) {{ {text} }}""",
+        **{f"w{i}": pruned(shape, 0.2) for i, shape in enumerate(shapes)},
+    )
+    dense, apart = model.copy(), model.copy()
+    options = [name for name in StoreWeights(level="smallest").allowed if name != "pool"]
+    store(apart, encodings=options)
+    result = store(model, encodings=(*options, "pool"))
+    pooled = [d for d in result.decisions if d.figures.get("encoding") == "pool"]
+    assert [d.where for d in pooled] == ["w0", "w1", "w2"]
+    assert pooled[0].figures["density"] == pytest.approx(0.2, abs=0.01)
+    assert model.nbytes() < apart.nbytes() - 200
+    assert_same_at_run_time(dense, model)
+    assert not store(load(model.to_proto()), encodings=(*options, "pool")).changed
+
+
 def test_smallest_files_keep_interfaces_and_lose_notes() -> None:
     model = mlp(few((96, 64), 14), few((64, 32), 5)).to_proto()
     model.graph.node[0].name = "/encoder/layer.0/attention/self/query/MatMul"
