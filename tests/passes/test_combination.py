@@ -1,5 +1,6 @@
 """Prune, cluster, quantize and store, one after the other: what each leaves for the next."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,9 @@ from onnxslim_passes.passes import PASSES
 from onnxslim_passes.passes.fine_tune import FineTune
 from onnxslim_passes.pipeline import Pipeline
 from onnxslim_passes.recipe import Recipe
-from onnxslim_passes.runtime import optimized_graph
+from onnxslim_passes.runtime import open_session, optimized_graph
 from onnxslim_passes.storage.unpacking import unpack_weights
+from tests.zoo_small import SMALL
 
 
 def conv_net() -> Model:
@@ -76,3 +78,42 @@ def test_deep_compression_keeps_zeros_and_shared_values_through_training() -> No
         if weight.name in ("first", "second"):
             assert np.mean(weight.values == 0) >= 0.79
             assert np.unique(weight.values).size <= 32
+
+
+@pytest.mark.parametrize("level", ["compact", "smallest"])
+@pytest.mark.parametrize(
+    ("network", "quantizer", "kernels"),
+    [
+        ("conv_bn_opset13", "quantize-static", {"QLinearConv"}),
+        ("mlp", "quantize-static", {"QLinearMatMul", "QGemm"}),
+        ("transformer", "quantize-static", {"MatMulIntegerToFloat"}),
+        ("transformer", "quantize-dynamic", {"DynamicQuantizeMatMul"}),
+        ("lstm", "quantize-dynamic", {"DynamicQuantizeMatMul"}),
+        ("lstm", "quantize-weights", {"LSTM"}),
+    ],
+)
+def test_storing_after_everything_else_changes_no_output_and_no_kernel(
+    network: str, quantizer: str, kernels: set[str], level: str
+) -> None:
+    small = SMALL[network]()
+    passes = [
+        PASSES["fuse-batch-norm"](),
+        PASSES["prune-magnitude"](sparsity=0.3),
+        PASSES["cluster-weights"](bits=4, scales="channel"),
+        PASSES[quantizer](),
+    ]
+    samples = Samples.from_feeds(list(small.feeds))
+    model = Model.from_proto(small.proto)
+    dense = Pipeline(passes).run(model, samples=samples, measure=False).model
+    storing = PASSES["store-weights"](level=level, min_elements=2)
+    stored = Pipeline([*passes, storing]).run(model, samples=samples, measure=False)
+    assert any(decision.taken for decision in stored.report.passes[-1].decisions)
+    operators = [
+        Counter(node.op_type for node in optimized_graph(each).graph.node)
+        for each in (dense, stored.model)
+    ]
+    assert operators[0] == operators[1]
+    assert kernels & set(operators[1])
+    for feed in small.feeds:
+        expected, given = open_session(dense).run(feed), open_session(stored.model).run(feed)
+        assert all(given[name].tobytes() == expected[name].tobytes() for name in expected)
