@@ -178,7 +178,7 @@ def test_small_weights_of_many_values_share_one_mask() -> None:
     result = store(model, encodings=(*options, "pool"))
     pooled = [d for d in result.decisions if d.figures.get("encoding") == "pool"]
     assert [d.where for d in pooled] == ["w0", "w1", "w2"]
-    assert pooled[0].figures["density"] == pytest.approx(0.2, abs=0.01)
+    assert pooled[0].figures["density"] == pytest.approx(0.2, abs=0.05)  # of 2,400 draws
     assert model.nbytes() < apart.nbytes() - 200
     assert_same_at_run_time(dense, model)
     assert not store(load(model.to_proto()), encodings=(*options, "pool")).changed
