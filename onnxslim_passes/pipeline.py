@@ -34,11 +34,11 @@ from onnxslim_passes.evaluation import (
     count_parameters,
     measure_size,
 )
-from onnxslim_passes.model import Model, check_model
+from onnxslim_passes.model import Model, check_model, restore_names
 from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, Stage
 from onnxslim_passes.passes.placement import find_target
 from onnxslim_passes.passes.store_weights import StoreWeights
-from onnxslim_passes.report.manifest import Manifest, write_manifest
+from onnxslim_passes.report.manifest import Manifest, read_manifest, write_manifest
 from onnxslim_passes.report.provenance import source_file, source_sha256, versions
 from onnxslim_passes.report.records import AT_LOAD, Decision, PassRecord, Report
 from onnxslim_passes.runtime import MODEL_LIMIT_BYTES, Optimization, Session, open_session
@@ -201,6 +201,9 @@ class Pipeline:
         """Makes stored weights dense, if a pass is to see or to store them."""
         if all(pass_.stage == Stage.PREPARE for pass_ in self.passes):
             return ()
+        manifest = read_manifest(work)
+        if manifest is not None:
+            restore_names(work, manifest.short_names)
         return tuple(
             Decision(
                 where=weight.where,

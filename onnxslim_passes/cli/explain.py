@@ -177,6 +177,7 @@ def _about(model: Model, manifest: Manifest, name: str) -> tuple[list[Decided], 
     Raises:
         UnknownNameError: neither the manifest nor the model knows it; with the nearest name.
     """
+    name = manifest.short_names.get(name, name)
     places = {decision.where for _, decision in manifest.decisions}
     nodes = {label: node for node in model.nodes() for label in (node.where, node.name) if label}
     names = _related(model, nodes, name)

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from onnxslim_passes.cli.common import JsonFlag, ModelPath, check_output
 from onnxslim_passes.errors import UsageError, VerificationError
-from onnxslim_passes.model import check_model, load
+from onnxslim_passes.model import check_model, load, restore_names
+from onnxslim_passes.report.manifest import read_manifest
 from onnxslim_passes.report.terminal import print_json, result_console, table
 from onnxslim_passes.report.wording import bytes_text
 from onnxslim_passes.storage.folding import folded
@@ -43,6 +44,10 @@ def unpack(
     check_output(output, [model])
     loaded = load(model)
     expected = folded(loaded)
+    manifest = read_manifest(loaded)
+    short = manifest.short_names if manifest is not None else {}
+    if short:
+        restore_names(loaded, short)
     unpacked = unpack_weights(loaded)
     if not folded(loaded).same_as(expected):
         raise VerificationError(
@@ -64,6 +69,12 @@ def unpack(
     console.print(Text(head, "bold"), soft_wrap=True)
     if unpacked:
         console.print(_listing(unpacked))
+    if short:
+        note = (
+            f"{len(short)} weights have the names they had before level=smallest shortened them; "
+            "nodes and other inner tensors keep the short ones."
+        )
+        console.print(Text(note))
 
 
 def _listing(unpacked: list[UnpackedWeight]) -> Group:

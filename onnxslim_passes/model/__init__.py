@@ -9,7 +9,7 @@ from onnxslim_passes.model.checking import check_model
 from onnxslim_passes.model.ir import Constant, Graph, Node, Variable
 from onnxslim_passes.model.model import Model
 from onnxslim_passes.model.reading import load
-from onnxslim_passes.model.shortening import Shortened, short_names, shorten
+from onnxslim_passes.model.shortening import Shortened, restore_names, short_names, shorten
 from onnxslim_passes.model.types import TensorType, Types
 from onnxslim_passes.model.weights import FLOAT_DTYPES, Role, Use, Weight
 
@@ -28,6 +28,7 @@ __all__ = [
     "Weight",
     "check_model",
     "load",
+    "restore_names",
     "short_names",
     "shorten",
 ]

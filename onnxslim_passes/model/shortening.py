@@ -6,7 +6,7 @@ does whatever belongs to the model as a whole.
 
 import itertools
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,30 @@ def shorten(model: Model) -> Shortened:
         graph.proto is not None and graph.proto.quantization_annotation for graph in graphs
     )
     return Shortened(0 if named_elsewhere else _rename(graphs), notes)
+
+
+def restore_names(model: Model, names: Mapping[str, str]) -> int:
+    """Gives tensors other names, such as those they had before they were shortened.
+
+    Args:
+        model: is changed.
+        names: present name -> wanted one; passed over where it is not in the model, or where the
+            wanted one is taken.
+
+    Returns:
+        How many have their wanted name.
+    """
+    taken = {name for graph in model.graphs() for name in graph.names}
+    restored = 0
+    for graph in model.graphs():
+        made = (tensor for node in graph.nodes for tensor in node.outputs)
+        for tensor in [*graph.initializers, *made]:
+            wanted = names.get(tensor.name)
+            if wanted is not None and wanted not in taken and tensor not in graph.outputs:
+                taken.add(wanted)
+                tensor.name = wanted
+                restored += 1
+    return restored
 
 
 def _drop_notes(graph: Graph) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from onnxslim_passes.errors import RuntimeRefusedError
-from onnxslim_passes.model import Constant, Graph, Model, Use, Weight, shorten
+from onnxslim_passes.model import Constant, Graph, Model, Use, Weight
 from onnxslim_passes.model.payload import TensorPayload
 from onnxslim_passes.passes.base import (
     Context,
@@ -28,11 +28,12 @@ from onnxslim_passes.passes.base import (
     pass_options,
 )
 from onnxslim_passes.passes.selection import Selection
+from onnxslim_passes.passes.shortened import shortened
 from onnxslim_passes.storage import ENCODINGS
 from onnxslim_passes.storage.base import Plan, Site, framed_bytes
 from onnxslim_passes.storage.choice import Candidate, Offer, choose, common_bytes
 from onnxslim_passes.storage.contents import Contents
-from onnxslim_passes.storage.folding import folded, settle
+from onnxslim_passes.storage.folding import settle
 from onnxslim_passes.storage.pools import pool_offers
 from onnxslim_passes.storage.recognition import decoder_constants
 from onnxslim_passes.storage.runtimes import (
@@ -230,7 +231,7 @@ class StoreWeights(Selection, Pass):
         if replacements:
             decisions.append(self._needs(model, items))
         if self.level == "smallest":
-            decisions.append(_shorten(model))
+            decisions = shortened(model, decisions)
         return PassResult(any(decision.taken for decision in decisions), tuple(decisions))
 
     def _needs(self, model: Model, items: Iterable[_Item]) -> Decision:
@@ -336,31 +337,6 @@ def _choose_offers(items: list[_Item]) -> None:
     offers = choose([Candidate(item.offers) for item in items])
     for item, offer in zip(items, offers, strict=True):
         item.chosen = offer
-
-
-def _shorten(model: Model) -> Decision:
-    """Shortens names and drops notes, if ONNX Runtime makes the same of the model without."""
-    trial = model.copy()
-    shortened = shorten(trial)
-    try:
-        same = shortened.changed and folded(trial).same_as(folded(model))
-    except RuntimeRefusedError:
-        same = False
-    before = model.nbytes()
-    if same:
-        shorten(model)
-        reason = "names of inner tensors shortened; notes and declarations nobody needs removed"
-    elif shortened.changed:
-        reason = "names and declarations stay: without, ONNX Runtime would run another graph"
-    else:
-        reason = "names are short, and there are no notes"
-    figures = {
-        "names": shortened.names,
-        "notes": shortened.notes,
-        "before_bytes": before,
-        "after_bytes": model.nbytes(),
-    }
-    return Decision(where="the whole file", taken=same, reason=reason, figures=figures)
 
 
 def _choose_pool(items: list[_Item], site: Site) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from onnxslim_passes.errors import InvalidModelError
 from onnxslim_passes.model import Model
-from onnxslim_passes.report.records import Decision, jsonable
+from onnxslim_passes.report.records import SHORT_NAME, Decision, jsonable
 from onnxslim_passes.report.vocabulary import VOCABULARY
 
 MANIFEST_KEY = "onnxslim_passes"
@@ -45,6 +45,15 @@ class Manifest:
     recipe: Sequence[Mapping[str, Any]]
     counts: tuple[int, ...]
     decisions: tuple[tuple[str, Decision], ...]
+
+    @property
+    def short_names(self) -> dict[str, str]:
+        """Names that weights have in the file -> those they had, where these were shortened."""
+        return {
+            str(decision.figures[SHORT_NAME]): decision.where
+            for _, decision in self.decisions
+            if SHORT_NAME in decision.figures
+        }
 
     def to_text(self) -> str:
         """The manifest as compact JSON."""

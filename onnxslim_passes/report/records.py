@@ -13,6 +13,9 @@ Figure = int | float | str
 
 REPORT_SUFFIXES = (".json", ".html")
 
+SHORT_NAME = "name"
+"""The figure of a decision with the name in the file of a weight whose name was shortened."""
+
 AT_LOAD = "load"
 """What stands in place of a pass for decisions taken before the first one."""
 

@@ -78,3 +78,21 @@ def test_a_broken_file_is_refused(run, tmp_path):
     result = run("unpack", broken, "-o", tmp_path / "out.onnx")
     assert result.code == 3
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_weights_of_the_smallest_level_have_their_names_again(run, model, tmp_path):
+    out, dense, again = (tmp_path / f"{name}.onnx" for name in ("smallest", "dense", "again"))
+    passes = ["--pass", "prune-magnitude:sparsity=0.8,min_elements=1"]
+    passes += ["--pass", "store-weights:level=smallest,min_elements=2"]
+    assert run("compress", model, "-o", out, *passes).code == 0
+    data = run("explain", out, "head_weight", "--json").json
+    (short,) = {item["figures"]["name"] for item in data["decisions"] if "name" in item["figures"]}
+    assert len(short) <= 2
+    assert run("explain", out, short, "--json").json["decisions"] == data["decisions"]
+    result = run("unpack", out, "-o", dense)
+    assert result.code == 0, result.err
+    assert "names they had before" in result.out
+    assert set(weights(dense)) >= {"head_weight"}
+    assert "head_weight" in result.out
+    exact = ["--pass", "cluster-weights:bits=3,include=[head_weight],min_elements=1"]
+    assert run("compress", out, "-o", again, *exact).code == 0
