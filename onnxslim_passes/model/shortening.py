@@ -55,14 +55,20 @@ def short_names() -> Iterator[str]:
                 yield first + "".join(tail)
 
 
-def shorten(model: Model) -> Shortened:
+def shorten(model: Model, *, declarations: bool = True) -> Shortened:
     """Shortens the names of inner tensors, and drops notes and declarations; nothing else changes.
 
     A graph whose tensors are named elsewhere in the file (`quantization_annotation`, training
     information) keeps its names.
+
+    Args:
+        model: is changed.
+        declarations: False keeps what is declared of inner tensors.
     """
     graphs = [graph for graph in model.graphs() if not graph.is_function]
     notes = sum(_drop_notes(graph) for graph in graphs)
+    if declarations:
+        notes += sum(_drop_declarations(graph) for graph in graphs)
     named_elsewhere = model.proto.training_info or any(
         graph.proto is not None and graph.proto.quantization_annotation for graph in graphs
     )
@@ -99,7 +105,6 @@ def _drop_notes(graph: Graph) -> int:
         dropped += bool(graph.proto.doc_string or graph.proto.metadata_props)
         graph.proto.ClearField("doc_string")
         graph.proto.ClearField("metadata_props")
-        graph.proto.ClearField("value_info")
     for node in graph.nodes:
         noted = bool(node.name)
         node.name = ""
@@ -109,15 +114,22 @@ def _drop_notes(graph: Graph) -> int:
                 node.proto.ClearField(field)
         noted |= _drop_defaults(node)
         dropped += noted
-        if node.op not in _OF_UNKNOWN_SIZE:
-            dropped += sum(_undeclare(tensor, graph) for tensor in node.outputs)
     for constant in graph.initializers:
         dropped += constant.info is not None or constant.description is not None
         constant.info = constant.description = None
         dropped += _rewrite_shorter(constant)
-    dropped += len(graph.foreign_infos)
-    graph.foreign_infos = []
     return dropped + _drop_interface_metadata(graph)
+
+
+def _drop_declarations(graph: Graph) -> int:
+    if graph.proto is not None:
+        graph.proto.ClearField("value_info")
+    dropped = len(graph.foreign_infos)
+    graph.foreign_infos = []
+    for node in graph.nodes:
+        if node.op not in _OF_UNKNOWN_SIZE:
+            dropped += sum(_undeclare(tensor, graph) for tensor in node.outputs)
+    return dropped
 
 
 def _rewrite_shorter(constant: Constant) -> bool:

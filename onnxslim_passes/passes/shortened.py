@@ -7,7 +7,7 @@ from onnxslim_passes.errors import RuntimeRefusedError
 from onnxslim_passes.model import Model, shorten
 from onnxslim_passes.passes.base import Decision
 from onnxslim_passes.report.records import SHORT_NAME
-from onnxslim_passes.storage.folding import folded
+from onnxslim_passes.storage.folding import folded, operators
 
 
 def shortened(model: Model, decisions: Iterable[Decision]) -> list[Decision]:
@@ -26,16 +26,18 @@ def shortened(model: Model, decisions: Iterable[Decision]) -> list[Decision]:
 
 def _shorten(model: Model) -> Decision:
     """Shortens names and drops notes, if ONNX Runtime makes the same of the model without."""
-    trial = model.copy()
-    done = shorten(trial)
-    try:
-        same = done.changed and folded(trial).same_as(folded(model))
-    except RuntimeRefusedError:
-        same = False
     before = model.nbytes()
+    for declarations in (True, False):
+        trial = model.copy()
+        done = shorten(trial, declarations=declarations)
+        same = done.changed and _is_same(trial, model)
+        if same or not done.changed:
+            break
     if same:
-        shorten(model)
+        shorten(model, declarations=declarations)
         reason = "names of inner tensors shortened; notes and declarations nobody needs removed"
+        if not declarations:
+            reason = "names of inner tensors shortened; declarations stay: ONNX Runtime needs them"
     elif done.changed:
         reason = "names and declarations stay: without, ONNX Runtime would run another graph"
     else:
@@ -47,3 +49,11 @@ def _shorten(model: Model) -> Decision:
         "after_bytes": model.nbytes(),
     }
     return Decision(where="the whole file", taken=same, reason=reason, figures=figures)
+
+
+def _is_same(trial: Model, model: Model) -> bool:
+    """Whether folding gives the same graph, and fusing, which looks at declared shapes, too."""
+    try:
+        return folded(trial).same_as(folded(model)) and operators(trial) == operators(model)
+    except RuntimeRefusedError:
+        return False

@@ -68,6 +68,16 @@ def folded(model: Model) -> Folded:
     )
 
 
+def operators(model: Model) -> Counter[str]:
+    """How many nodes of each operator ONNX Runtime runs after all optimizations, bodies included.
+
+    Raises:
+        RuntimeRefusedError: ONNX Runtime does not load the model.
+    """
+    graphs = _graphs(optimized_graph(model, weights=False).graph)
+    return Counter(f"{node.domain}:{node.op_type}" for graph in graphs for node in graph.node)
+
+
 def settle(model: Model, replacements: Sequence[Replacement]) -> dict[Replacement, str]:
     """Applies the replacements that ONNX Runtime folds away; the others are left undone.
 

@@ -436,3 +436,23 @@ def test_names_of_weights_are_kept_and_new_ones_are_short() -> None:
     assert {"w1", "w2"} <= made
     new = made | {tensor.name for tensor in graph.initializer}
     assert max(len(name) for name in new) == 2
+
+
+def test_declarations_that_fusing_needs_stay() -> None:
+    model = build(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B, S, 64] x, int64[3] sizes) => (float[B, S, 64] output_of_all)
+        <float[B, S, 64] with_a_long_name> {
+            with_a_long_name = Reshape(x, sizes)
+            summed_up_of_both = Add(with_a_long_name, x)
+            output_of_all = LayerNormalization(summed_up_of_both, scales_of_it, shifts_of_it)
+        }""",
+        scales_of_it=np.ones(64, np.float32),
+        shifts_of_it=np.full(64, 2, np.float32),
+    )
+    fused = [node.op_type for node in optimized_graph(model).graph.node]
+    assert "SkipLayerNormalization" in fused
+    result = store(model, level="smallest")
+    assert "declarations stay" in result.decisions[-1].reason
+    assert [node.op_type for node in optimized_graph(model).graph.node] == fused
+    assert {len(node.outputs[0].name) for node in model.nodes()} == {1, len("output_of_all")}
