@@ -272,7 +272,7 @@ def test_an_interrupt_while_saving_leaves_nothing(run, model, tmp_path, monkeypa
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize(("release", "stored"), [("1.17", "sparse"), ("1.16.2", "dense")])
+@pytest.mark.parametrize(("release", "stored"), [("1.17", "bitmask"), ("1.16.2", "dense")])
 def test_min_runtime_restricts_how_weights_are_stored(run, model, tmp_path, release, stored):
     out = tmp_path / "small.onnx"
     text = "prune-magnitude:sparsity=0.9,min_elements=1"
@@ -282,7 +282,7 @@ def test_min_runtime_restricts_how_weights_are_stored(run, model, tmp_path, rele
     head = next(item for item in decisions if item["where"] == "head_weight")
     assert head["figures"]["encoding"] == stored
     told = [item["figures"]["min_runtime"] for item in decisions if item["where"] == "the file"]
-    assert told == (["1.17"] if stored == "sparse" else [])
+    assert told == (["1.17"] if stored == "bitmask" else [])
 
 
 @pytest.mark.parametrize(
