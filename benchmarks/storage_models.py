@@ -28,7 +28,13 @@ from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.recipe import parse_pass
 from onnxslim_passes.runtime import open_session, optimized_graph
 
-NAMES = ("resnet8_cifar10", "minilm_l6", "silero_vad", "sklearn_mlp_digits", "ppocr_v4_rec")
+NAMES = (
+    "resnet8_cifar10",
+    "minilm_l6",
+    "silero_vad_16k_op15",
+    "sklearn_mlp_digits",
+    "ppocr_v4_rec",
+)
 PIPELINES = {
     "values": ("fuse-batch-norm", "prune-magnitude:sparsity=0.6", "cluster-weights:bits=5"),
     "integers": (
