@@ -32,7 +32,13 @@ from onnxslim_passes.report.terminal import (
     section,
     table,
 )
-from onnxslim_passes.report.wording import bytes_text, count_text, seconds_text, times_text
+from onnxslim_passes.report.wording import (
+    NOT_MEASURED,
+    bytes_text,
+    count_text,
+    seconds_text,
+    times_text,
+)
 from onnxslim_passes.runtime import Feed, Session, open_session, optimized_graph
 
 __all__ = ["compare"]
@@ -229,6 +235,9 @@ def _sizes_view(result: Comparison) -> RenderableType:
         if ours is not None and theirs is not None:
             ratio = times_text(ours / theirs) if theirs else "-"
             listed.add_row(label, text(ours), text(theirs), ratio)
+        elif ours is not None or theirs is not None:  # zstd -19 takes too long on large files
+            known = [NOT_MEASURED if size is None else text(size) for size in (ours, theirs)]
+            listed.add_row(label, *known, "-")
     if result.latency is not None:
         latency = result.latency
         times = seconds_text(latency.reference_s), seconds_text(latency.candidate_s)

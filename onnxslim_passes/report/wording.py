@@ -16,6 +16,8 @@ RANDOM_SAMPLES = "random inputs"
 # More reasons than these go to `explain`; a person reads the first few.
 SHOWN_REASONS = 4
 
+NOT_MEASURED = "not measured"
+
 _SAME_SPEED = 0.05
 _NUMBER = re.compile(r"\d[\d.,]*")
 
@@ -127,6 +129,9 @@ def figure_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
         before, after = report.before.get(key), report.after.get(key)
         if before is not None and after is not None:
             yield label, text(before), text(after), times_text(before / after) if after else ""
+        elif before is not None or after is not None:  # zstd -19 takes too long on large files
+            first, second = (NOT_MEASURED if n is None else text(n) for n in (before, after))
+            yield label, first, second, ""
     if report.latency:
         figures = report.latency
         times = seconds_text(figures["reference_s"]), seconds_text(figures["candidate_s"])

@@ -116,3 +116,11 @@ def test_overrides_are_written_as_the_command_line_takes_them():
     )
     text = "quantize-static (placement=all, overrides=[head*=activations:uint16+per_channel:false])"
     assert wording.pass_text(record) == text
+
+
+def test_a_figure_of_one_side_is_shown_and_the_other_said_to_be_missing():
+    base = report()
+    found = report(after={**base.after, "zstd_bytes": 2_500_000})
+    rows = {row[0]: row[1:] for row in wording.figure_rows(found)}
+    assert rows["file after zstd -19"] == ("not measured", "2.50 MB", "")
+    assert "multiply-adds" not in rows
