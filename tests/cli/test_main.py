@@ -156,6 +156,8 @@ def test_ctrl_c_in_the_middle_leaves_no_file(model, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Jobs in the background of a shell ignore the signal, and so do their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     begun = tmp_path / "begun"
