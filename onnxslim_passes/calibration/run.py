@@ -79,7 +79,7 @@ def collect_ranges(
     chosen = measurable(model, tensors, types)
     key = None
     if most is not None:
-        cache = None
+        cache = None  # a part of the samples has ranges of its own
     if cache is not None:
         key = cache.key(model, chosen, samples, observer, settings)
         known = cache.load(key)

@@ -49,6 +49,7 @@ def merged_symbols(root: Node, symbols: Symbols, site: Site) -> Step:
         for at, node in enumerate(nodes(root))
     }
     decoded = _decoded(root, payloads, site)
+    # Bytes hold a bit for each symbol, or as many as its leaf has bits; the rest is padding.
     unused = 8 * root.nbytes % symbols.size
     return head(decoded, symbols.size, site) if unused else decoded
 
