@@ -132,8 +132,8 @@ def _decoded(proto: TensorProto) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class TensorPayload:
-    """Values held by a message of the source file."""
+class _Message:
+    """Values that a message of the source file describes, whether it holds them or not."""
 
     proto: TensorProto
 
@@ -146,6 +146,11 @@ class TensorPayload:
     def shape(self) -> tuple[int, ...]:
         """Dimensions."""
         return tuple(self.proto.dims)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorPayload(_Message):
+    """Values held by a message of the source file."""
 
     @cached_property
     def nbytes(self) -> int:
@@ -255,7 +260,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class FilePayload:
+class FilePayload(_Message):
     """Values that stayed in the model's own file, read when asked for.
 
     Attributes:
@@ -265,20 +270,9 @@ class FilePayload:
         length: bytes.
     """
 
-    proto: TensorProto
     source: Source
     offset: int
     length: int
-
-    @property
-    def elem_type(self) -> int:
-        """ONNX element type."""
-        return int(self.proto.data_type)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Dimensions."""
-        return tuple(self.proto.dims)
 
     @cached_property
     def nbytes(self) -> int:
@@ -318,7 +312,7 @@ class FilePayload:
 
 
 @dataclass(frozen=True, eq=False)
-class ExternalPayload:
+class ExternalPayload(_Message):
     """Values in a file beside the model, read when asked for.
 
     Attributes:
@@ -328,20 +322,9 @@ class ExternalPayload:
         length: bytes.
     """
 
-    proto: TensorProto
     path: Path
     offset: int
     length: int
-
-    @property
-    def elem_type(self) -> int:
-        """ONNX element type."""
-        return int(self.proto.data_type)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Dimensions."""
-        return tuple(self.proto.dims)
 
     @property
     def nbytes(self) -> int:
