@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from onnxslim_passes.numerics.wavelet_tree import Node, Split, encode, nodes
+from onnxslim_passes.numerics.wavelet_tree import Leaf, Node, Split, encode, nodes
 from onnxslim_passes.storage.base import (
     Argument,
     Expression,
@@ -49,8 +49,8 @@ def merged_symbols(root: Node, symbols: Symbols, site: Site) -> Step:
         for at, node in enumerate(nodes(root))
     }
     decoded = _decoded(root, payloads, site)
-    # Bytes hold a bit for each symbol, or as many as its leaf has bits; the rest is padding.
-    unused = 8 * root.nbytes % symbols.size
+    width = root.bits if isinstance(root, Leaf) else 1
+    unused = 8 * root.nbytes > width * symbols.size
     return head(decoded, symbols.size, site) if unused else decoded
 
 
