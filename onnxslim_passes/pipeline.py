@@ -35,7 +35,7 @@ from onnxslim_passes.evaluation import (
     measure_size,
 )
 from onnxslim_passes.model import Model, check_model, restore_names
-from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, Stage
+from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, RunSettings, Stage
 from onnxslim_passes.passes.placement import find_target
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.report.manifest import Manifest, read_manifest, write_manifest
@@ -117,22 +117,19 @@ class Pipeline:
         checkpoints: Path | None = None,
         cache: RangeCache | None = None,
     ) -> Result:
-        """Compresses a copy of `model`.
+        """Compresses a copy of `model`; `RunSettings` says what each argument is.
 
         Args:
             model: stays as it is.
-            samples: calibration data; also what the outputs are compared on. Without them random
-                inputs are tried, for the comparison only.
-            training: data for passes that train, with labels where their loss needs them; by
-                default `samples`.
+            samples: calibration data; without them random inputs are tried, for the comparison
+                only.
+            training: data for passes that train.
             target: the runtime the result is meant for.
-            seed: of everything random; the same seed gives the same bytes.
+            seed: of everything random.
             progress: shows how far long work has come.
             measure: whether latency and compressed sizes go into the report.
-            checkpoints: folder, made if need be, where passes that train leave their state after
-                each epoch; the same run takes up from there what was done of it. Files are called
-                by what decides the result, and none is removed.
-            cache: where ranges of activations are kept from one run to the next.
+            checkpoints: folder for the state of passes that train.
+            cache: of ranges of activations.
 
         Raises:
             UsageError: a pass needs samples and there are none.
@@ -140,41 +137,28 @@ class Pipeline:
             PassFailedError: a pass raised; the message names it and the reproducer folder.
             VerificationError: the result is refused, or its outputs are wrong.
         """
-        progress = progress or NoProgress()
-        self._check_samples(samples, training)
-        reference = open_session(model)
-        if samples is not None:
-            samples.check(reference.inputs)
-        if training is not None:
-            training.check(reference.inputs)
-        judge = _Judge(model, reference, samples, seed, progress, _optimization(target))
-        context = Context(
+        settings = RunSettings(
             samples=samples,
             training=training,
             target=target,
             seed=seed,
-            progress=progress,
-            reference=model,
+            progress=progress or NoProgress(),
             checkpoints=checkpoints,
             cache=cache,
         )
-        if checkpoints is not None:
-            checkpoints.mkdir(parents=True, exist_ok=True)
-        judge.release()
+        return self.run_with(model, settings, measure=measure)
+
+    def run_with(self, model: Model, settings: RunSettings, *, measure: bool = True) -> Result:
+        """As `run`, with all that a run has in one value, to be handed on and used again."""
+        judge = self._judge(model, settings)
+        if settings.checkpoints is not None:
+            settings.checkpoints.mkdir(parents=True, exist_ok=True)
         work = model.copy()
         preparations = (*_fix_overridable(work), *self._unpack(work))
         dense = work.copy() if preparations else model
-        context = replace(context, reference=dense)
-        records = []
-        unstored = work
-        for index, pass_ in enumerate(self.passes):
-            if pass_.stage == Stage.STORE:
-                unstored = work.copy()
-            if pass_.stage == Stage.QUANTIZE and context.floating is None:
-                context = replace(context, floating=work.copy())
-            records.append(self._run_pass(index, work, context, judge))
+        records, unstored = self._run_passes(work, Context.of(settings, dense), judge)
         digest = source_sha256(model)
-        _write_account(work, model, digest, seed, self.passes, preparations, records)
+        _write_account(work, model, digest, settings.seed, self.passes, preparations, records)
         fidelity = self._verify_result(work, judge)
         judge.release()
         zstd = None if measure else False
@@ -184,8 +168,8 @@ class Pipeline:
             source=model.path.name if model.path else "",
             source_sha256=digest,
             versions=versions(),
-            seed=seed,
-            target=target,
+            seed=settings.seed,
+            target=settings.target,
             samples=judge.description,
             passes=tuple(records),
             preparations=preparations,
@@ -196,6 +180,31 @@ class Pipeline:
             warnings=judge.warnings,
         )
         return Result(work, report)
+
+    def _judge(self, model: Model, settings: RunSettings) -> "_Judge":
+        """Who compares outputs; the data is checked against the model on the way."""
+        self._check_samples(settings.samples, settings.training)
+        reference = open_session(model)
+        for data in (settings.samples, settings.training):
+            if data is not None:
+                data.check(reference.inputs)
+        judge = _Judge(model, reference, settings)
+        judge.release()
+        return judge
+
+    def _run_passes(
+        self, work: Model, context: Context, judge: "_Judge"
+    ) -> tuple[list[PassRecord], Model]:
+        """What each pass did to `work`, and `work` as it was before weights were stored."""
+        records = []
+        unstored = work
+        for index, pass_ in enumerate(self.passes):
+            if pass_.stage == Stage.STORE:
+                unstored = work.copy()
+            if pass_.stage == Stage.QUANTIZE and context.floating is None:
+                context = replace(context, floating=work.copy())
+            records.append(self._run_pass(index, work, context, judge))
+        return records, unstored
 
     def _unpack(self, work: Model) -> tuple[Decision, ...]:
         """Makes stored weights dense, if a pass is to see or to store them."""
@@ -342,22 +351,15 @@ def _optimization(target: str) -> Optimization:
 class _Judge:
     """Runs the original and what became of it on the same feeds."""
 
-    def __init__(
-        self,
-        model: Model,
-        reference: Session,
-        samples: Samples | None,
-        seed: int,
-        progress: Progress,
-        optimize: Optimization,
-    ) -> None:
-        self._model, self._progress = model, progress
+    def __init__(self, model: Model, reference: Session, settings: RunSettings) -> None:
+        self._model, self._progress = model, settings.progress
         self._session: Session | None = reference
         self._inputs = reference.inputs
-        self._optimize = optimize
+        self._optimize = _optimization(settings.target)
         self.warnings: tuple[str, ...] = ()
+        samples = settings.samples
         if samples is None:
-            samples = self._random(reference, seed)
+            samples = self._random(reference, settings.seed)
         self._samples = samples
         self.first_feed = next(iter(self._feeds()), None)
         self._count = sum(1 for _ in self._feeds())

@@ -26,7 +26,7 @@ from onnxslim_passes.cli.task import TaskResult, open_task
 from onnxslim_passes.errors import UsageError
 from onnxslim_passes.evaluation import Metric
 from onnxslim_passes.model import Model, load
-from onnxslim_passes.passes.base import Pass
+from onnxslim_passes.passes.base import Pass, RunSettings
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.pipeline import Pipeline
 from onnxslim_passes.recipe import Recipe, build_pass, format_pass, parse_pass, ready_recipes
@@ -165,33 +165,28 @@ def compress(
             _print_plan(recipe, pipeline, as_json=output.json)
             return
         before = metric(reference) if metric is not None else float("nan")
-    tried, cache = "", _cache(data)
+    tried = ""
     with TerminalProgress() as progress:
-        result = pipeline.run(
-            loaded,
+        settings = RunSettings(
             samples=samples,
             training=training,
             target=what.target,
             seed=what.seed,
             progress=progress,
             checkpoints=data.checkpoints,
-            cache=cache,
+            cache=_cache(data),
         )
+        result = pipeline.run_with(loaded, settings)
         task = _task(metric, before, result.model) if metric is not None else None
         if metric is not None and task is not None and guards.drops_too_much(task):
             restored = restore(
                 pipeline,
                 loaded,
                 result,
-                samples=samples,
-                training=training,
-                ranking=_ranking(data, samples),
+                settings,
                 drop_of=_drop_of(metric, before),
                 limit=guards.max_drop or 0.0,
-                target=what.target,
-                seed=what.seed,
-                progress=progress,
-                cache=cache,
+                ranking=_ranking(data, samples),
             )
             result, task = restored.result, _task(metric, before, restored.result.model)
             tried = _tried(restored)

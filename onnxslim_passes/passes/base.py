@@ -20,6 +20,7 @@ __all__ = [
     "Pass",
     "PassResult",
     "Progress",
+    "RunSettings",
     "Stage",
     "pass_options",
 ]
@@ -57,20 +58,20 @@ class NoProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
-    """What a pipeline lends to each of its passes.
+class RunSettings:
+    """What one run of a pipeline has beside its model and its passes.
 
     Attributes:
-        samples: calibration data, already checked against the model's inputs, or None.
-        training: data for passes that train, likewise; they take `samples` without it.
+        samples: calibration data; also what the outputs are compared on. None for no data.
+        training: data for passes that train, with labels where their loss needs them; they take
+            `samples` without it.
         target: the runtime the result is meant for.
-        seed: for everything random.
-        progress: for long loops.
+        seed: of everything random; the same seed gives the same bytes.
+        progress: shows how far long loops have come.
+        checkpoints: folder, made if need be, where passes that train leave their state after each
+            epoch; the same run takes up from there what was done of it. Files are called by what
+            decides the result, and none is removed. None for no such files.
         cache: where ranges of activations are kept from one run to the next, or None.
-        reference: the model as the pipeline received it; never edited.
-        floating: the model as it was before the first pass of stage QUANTIZE; None until then.
-            Never edited. Its tensors are called as in the quantized model.
-        checkpoints: folder where training leaves its state, to go on from there; None for none.
     """
 
     samples: Samples | None = None
@@ -78,10 +79,30 @@ class Context:
     target: str = "cpu"
     seed: int = 0
     progress: Progress = field(default_factory=NoProgress)
+    checkpoints: Path | None = None
     cache: RangeCache | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context(RunSettings):
+    """What a pipeline lends to each of its passes: the settings of the run, and models before it.
+
+    Samples are already checked against the model's inputs.
+
+    Attributes:
+        reference: the model as the pipeline received it; never edited.
+        floating: the model as it was before the first pass of stage QUANTIZE; None until then.
+            Never edited. Its tensors are called as in the quantized model.
+    """
+
     reference: Model | None = None
     floating: Model | None = None
-    checkpoints: Path | None = None
+
+    @classmethod
+    def of(cls, settings: RunSettings, reference: Model) -> "Context":
+        """The context of a run's first pass."""
+        given = {each.name: getattr(settings, each.name) for each in fields(settings)}
+        return cls(**given, reference=reference)
 
     def checkpoint(self, fingerprint: str) -> Path | None:
         """Where the state of a training run is kept, by a hash of all that decides its result."""

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from onnxslim_passes.calibration import RangeCache, Samples
+from onnxslim_passes.calibration import Samples
 from onnxslim_passes.evaluation.layers import LayerError, compare_layers
 from onnxslim_passes.model import Model
-from onnxslim_passes.passes.base import NoProgress, Pass, Progress
+from onnxslim_passes.passes.base import Pass, RunSettings
 from onnxslim_passes.pipeline import Pipeline, Result
 from onnxslim_passes.report.records import Report
 from onnxslim_passes.runtime import open_session
@@ -60,16 +60,11 @@ def restore(
     pipeline: Pipeline,
     model: Model,
     result: Result,
+    settings: RunSettings,
     *,
-    samples: Samples | None,
     drop_of: Callable[[Model], float],
     limit: float,
     ranking: Samples | None = None,
-    training: Samples | None = None,
-    target: str = "cpu",
-    seed: int = 0,
-    progress: Progress | None = None,
-    cache: RangeCache | None = None,
 ) -> Restored:
     """Widens the worst layers, or leaves them in float, until the drop of a metric is in a limit.
 
@@ -77,15 +72,11 @@ def restore(
         pipeline: what `result` came from.
         model: the original.
         result: its first result.
-        samples: what the pipeline runs on.
-        ranking: what layers are ranked on, if not on `samples`; random inputs if there is neither.
-        training: what passes that train run on; as for the pipeline.
+        settings: those of the run that gave `result`.
         drop_of: the drop of the metric of a model; larger is worse.
         limit: the largest drop allowed.
-        target: as for the pipeline.
-        seed: as for the pipeline.
-        progress: is shown the layers and the runs.
-        cache: as for the pipeline.
+        ranking: what layers are ranked on, if not on the calibration samples; random inputs if
+            there is neither.
 
     Returns:
         A result within the limit, with the fewest layers widened that were found to do, or else the
@@ -94,8 +85,7 @@ def restore(
     Raises:
         OnnxSlimError: as `Pipeline.run`.
     """
-    shown = progress or NoProgress()
-    ranked = _ranked(pipeline, model, result, ranking or samples, seed, shown)
+    ranked = _ranked(pipeline, model, result, settings, ranking)
     decisions = list(result.report.decisions())
 
     def run(passes: Sequence[Pass], *, measure: bool) -> Result:
@@ -105,20 +95,11 @@ def restore(
             verify_each=pipeline.verify_each,
             reproducer=pipeline.reproducer,
         )
-        return again.run(
-            model,
-            samples=samples,
-            training=training,
-            target=target,
-            seed=seed,
-            progress=progress,
-            measure=measure,
-            cache=cache,
-        )
+        return again.run_with(model, settings, measure=measure)
 
     first, runs = drop_of(result.model), 0
     found: list[_Spared] = []
-    for words, way in _ways(target):
+    for words, way in _ways(settings.target):
         layers = touched(pipeline.passes, decisions, ranked, way)
         # With all weights in float nothing would be left of what was asked for.
         most = max((rank for rank, layer in enumerate(layers) if layer.weights), default=0)
@@ -126,7 +107,7 @@ def restore(
             most = len(layers)
         drops = {0: first}
         counts = _Counts(most, drops, limit)
-        for count in shown.track(counts, "Restoring layers", MAX_RUNS - 1):
+        for count in settings.progress.track(counts, "Restoring layers", MAX_RUNS - 1):
             passes = way(pipeline.passes, decisions, layers[:count]).passes
             drops[count] = drop_of(run(passes, measure=False).model)
         runs += len(drops) - 1
@@ -175,20 +156,19 @@ def _ranked(
     pipeline: Pipeline,
     model: Model,
     result: Result,
-    samples: Samples | None,
-    seed: int,
-    progress: Progress,
+    settings: RunSettings,
+    ranking: Samples | None,
 ) -> list[LayerError]:
     """The layers that passes can be told to leave alone, the worst first."""
     with open_session(model) as session:
-        data = samples or Samples.runnable_random(session, seed=seed)
+        data = ranking or settings.samples or Samples.runnable_random(session, seed=settings.seed)
         inputs = session.inputs
     errors = compare_layers(
         model,
         result.model,
         lambda: data.feeds(inputs),
         top=_TRIED_LAYERS,
-        progress=progress,
+        progress=settings.progress,
     )
     return touched(pipeline.passes, list(result.report.decisions()), errors.ranked())
 

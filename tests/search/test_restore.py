@@ -16,6 +16,7 @@ from onnxslim_passes import (
 from onnxslim_passes.evaluation.fidelity import compare_outputs
 from onnxslim_passes.evaluation.layers import compare_layers
 from onnxslim_passes.model import load
+from onnxslim_passes.passes.base import RunSettings
 from onnxslim_passes.runtime import open_session
 from onnxslim_passes.search import leave_out, restore, widen
 from onnxslim_passes.search.restore import MAX_RUNS, _Counts
@@ -52,7 +53,7 @@ def restored(pipeline, model, limit):
         pipeline,
         model,
         run(pipeline, model),
-        samples=Samples.from_feeds(feeds()),
+        RunSettings(samples=Samples.from_feeds(feeds())),
         drop_of=noise(model),
         limit=limit,
     )
@@ -137,7 +138,7 @@ def test_without_any_samples_layers_are_ranked_on_random_inputs(model):
     pipeline = Pipeline([ClusterWeights(bits=2)])
     first = pipeline.run(model, measure=False)
     drop = noise(model)(first.model)
-    found = restore(pipeline, model, first, samples=None, drop_of=noise(model), limit=drop - 1)
+    found = restore(pipeline, model, first, RunSettings(), drop_of=noise(model), limit=drop - 1)
     assert found.drop <= drop - 1
     assert np.isfinite(found.drop)
 
