@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.fuse_activations import FuseActivations
     from onnxslim_passes.passes.fuse_batch_norm import FuseBatchNorm
     from onnxslim_passes.passes.fuse_scales import FuseScales
+    from onnxslim_passes.passes.inline_functions import InlineFunctions
     from onnxslim_passes.passes.prune_gradually import PruneGradually
     from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
     from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
@@ -64,6 +65,7 @@ __all__ = [
     "FuseActivations",
     "FuseBatchNorm",
     "FuseScales",
+    "InlineFunctions",
     "Model",
     "OnnxSlimError",
     "Pass",

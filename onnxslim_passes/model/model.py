@@ -355,7 +355,7 @@ class Model:
         if self.functions:
             raise UnsupportedModelError(
                 f"The model has functions of its own, which ONNX cannot convert from opset "
-                f"{self.opset} to {version}; inline them first (onnx.inliner) or export anew."
+                f"{self.opset} to {version}; put them in line first (the pass inline-functions)."
             )
         table: list[Constant] = []
         outline = self._export(lambda constant: _placeholder(constant, table, keep_small=True))
@@ -412,6 +412,11 @@ class Model:
         return True
 
     # ---- copies and messages
+
+    def become(self, other: "Model") -> None:
+        """Takes over the graph, functions and versions of another model, which is used up."""
+        self.proto, self.graph, self.functions = other.proto, other.graph, other.functions
+        self._names = other._names
 
     def copy(self) -> "Model":
         """A model to edit that shares the payloads, which are never written into."""

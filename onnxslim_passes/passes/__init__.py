@@ -42,6 +42,7 @@ class _Passes(MutableMapping[str, type[Pass]]):
 
 PASSES: MutableMapping[str, type[Pass]] = _Passes(
     {
+        "inline-functions": "inline_functions:InlineFunctions",
         "fold-constants": "fold_constants:FoldConstants",
         "strip-metadata": "strip_metadata:StripMetadata",
         "fuse-batch-norm": "fuse_batch_norm:FuseBatchNorm",
