@@ -184,8 +184,10 @@ def _refusal(
 ) -> str | None:
     """Why a node with weights cannot run on integers, or None."""
     if node.graph is not model.graph:
-        hint = "; quantize-dynamic needs no calibration" if node.op in ("MatMul", "Gemm") else ""
-        return f"it stands in a function, where activations are not calibrated{hint}"
+        return (
+            "it stands in a function, where activations are not calibrated; inline-functions puts "
+            "its nodes in line"
+        )
     if quantized:
         return "the model has quantized activations already; start from the float model"
     left, right = node.inputs[0], node.inputs[1]
