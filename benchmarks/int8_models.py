@@ -1,6 +1,7 @@
 """Prints size, fidelity, task score and speed of 8-bit models: the ready int8 recipes.
 
     python benchmarks/int8_models.py [NAME...] [--folder ../shared/models] [--recipe int8] ...
+        [--pass quantize-static:placement=profile]
 
 The folder holds `tasks.py` (a dictionary TASKS: model file, calibration feeds, metric) and the
 models, as downloaded. Speed is float time / int8 time, CPU time on one thread, the two in turns, on
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from onnxslim_passes.errors import OnnxSlimError
 from onnxslim_passes.evaluation.fidelity import compare_outputs
 from onnxslim_passes.model import load
 from onnxslim_passes.pipeline import Pipeline
-from onnxslim_passes.recipe import Recipe
+from onnxslim_passes.recipe import Recipe, parse_pass
 from onnxslim_passes.runtime import Session, open_session
 
 Feed = dict[str, Any]
@@ -90,10 +92,10 @@ def _on_raw(metric: Callable[[Any], float]) -> Callable[[Session], float]:
     return lambda session: float(metric(session.raw))
 
 
-def measure(case: Case, recipe: str, out: Path) -> str:
+def measure(case: Case, recipe: Recipe, out: Path) -> str:
     """One line of the table."""
     calibration, held_out = case.split()
-    pipeline = Pipeline(Recipe.open(recipe).passes)
+    pipeline = Pipeline(recipe.passes)
     start = time.process_time()
     result = pipeline.run(load(case.path), samples=Samples.from_feeds(calibration), measure=False)
     seconds = time.process_time() - start
@@ -110,7 +112,7 @@ def measure(case: Case, recipe: str, out: Path) -> str:
         scores = case.score(reference), case.score(candidate)
     before, after = case.path.stat().st_size / 1e6, out.stat().st_size / 1e6
     return (
-        f"{case.name:20} {recipe:13} {seconds:6.1f} {before:7.2f} {after:7.2f} {taken:6} "
+        f"{case.name:20} {recipe.name:13} {seconds:6.1f} {before:7.2f} {after:7.2f} {taken:6} "
         f"{sqnr:7.2f} {scores[0]:>7} {scores[1]:>7} {gain:6.2f}"
     )
 
@@ -121,6 +123,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="models; default: all")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--recipe", action="append", choices=RECIPES)
+    parser.add_argument(
+        "--pass",
+        action="append",
+        dest="passes",
+        type=parse_pass,
+        default=[],
+        help="in the place of the recipe's pass of the same name",
+    )
     options = parser.parse_args()
     print(
         f"{'model':20} {'recipe':13} {'CPU s':>6} {'MB':>7} {'MB out':>7} {'taken':>6} "
@@ -130,11 +140,12 @@ def main() -> None:
         for case in cases(options.folder):
             if options.names and case.name not in options.names:
                 continue
-            for recipe in options.recipe or RECIPES:
+            for name in options.recipe or RECIPES:
+                recipe = reduce(Recipe.with_pass, options.passes, Recipe.open(name))
                 try:
                     print(measure(case, recipe, Path(folder) / "out.onnx"), flush=True)
                 except OnnxSlimError as error:
-                    print(f"{case.name:20} {recipe:13} {type(error).__name__}: {error}", flush=True)
+                    print(f"{case.name:20} {name:13} {type(error).__name__}: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ All sessions use the CPU provider, one thread unless told otherwise, determinist
 messages on the terminal: what the runtime has to say becomes a `RuntimeRefusedError` of one line.
 """
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -158,6 +159,19 @@ class NodeRun:
     op: str
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ProfiledGraph:
+    """What ONNX Runtime ran, and how long.
+
+    Attributes:
+        graph: Its optimized graph; initializers of 1 kB and more without payload.
+        seconds: Node name -> wall-clock seconds in one run, bodies included.
+    """
+
+    graph: onnx.GraphProto
+    seconds: Mapping[str, float]
 
 
 class Session:
@@ -324,14 +338,48 @@ def optimized_graph(
         RuntimeRefusedError: ONNX Runtime does not load the model.
     """
     with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
-        path = Path(folder) / "optimized.onnx"
         options = _options(level, 1)
-        options.optimized_model_filepath = str(path)
-        config = "session.optimized_model_external_initializers_"
-        options.add_session_config_entry(config + "file_name", "optimized.data")
-        options.add_session_config_entry(config + "min_size_in_bytes", "1024")
+        path = _write_optimized(options, Path(folder))
         with _load(model, options):
             return onnx.load(path, load_external_data=weights)
+
+
+def profile_in_turn(
+    models: Sequence[AnyModel], feeds: Sequence[Feed], *, rounds: int = 10
+) -> list[ProfiledGraph]:
+    """The time of each node of several models that are run in turn, so that all see one machine.
+
+    Of each node the least time over the rounds counts: whatever else the machine does only adds.
+
+    Args:
+        models: As for `open_session`; nodes are told apart by name.
+        feeds: Inputs of all; seconds are means over them.
+        rounds: Counted runs of each model with each feed, after one that warms up.
+
+    Raises:
+        RuntimeRefusedError: A model does not load or run.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as name, contextlib.ExitStack() as stack:
+        paths, sessions = [], []
+        for number, model in enumerate(models):
+            folder = Path(name) / str(number)
+            folder.mkdir()
+            options = _options("all", 1)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(folder / "profile")
+            paths.append(_write_optimized(options, folder))
+            sessions.append(stack.enter_context(_load(model, options)))
+        for _ in range(rounds + 1):
+            for session in sessions:
+                for feed in feeds:
+                    session.run({spec.name: feed[spec.name] for spec in session.inputs})
+        return [
+            ProfiledGraph(
+                onnx.load(path, load_external_data=False).graph,
+                _least_times(_kernel_events(session), rounds + 1, len(feeds)),
+            )
+            for path, session in zip(paths, sessions, strict=True)
+        ]
 
 
 def profile(
@@ -383,6 +431,16 @@ def node_runs(model: AnyModel, feed: Feed) -> list[NodeRun]:
     return runs
 
 
+def _write_optimized(options: ort.SessionOptions, folder: Path) -> Path:
+    """Has the runtime write its optimized graph into a folder, large initializers beside it."""
+    path = folder / "optimized.onnx"
+    options.optimized_model_filepath = str(path)
+    config = "session.optimized_model_external_initializers_"
+    options.add_session_config_entry(config + "file_name", "optimized.data")
+    options.add_session_config_entry(config + "min_size_in_bytes", "1024")
+    return path
+
+
 def _shapes(args: dict[str, Any], key: str) -> tuple[tuple[int, ...], ...]:
     """Shapes in the profile: [{"float": [1, 3]}, ...]."""
     return tuple(tuple(next(iter(entry.values()))) for entry in args.get(key, ()) if entry)
@@ -398,7 +456,12 @@ def _profiled(
         with _load(model, options) as session:
             for _ in range(runs):
                 session.run(feed)
-            events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf8"))
+            return _kernel_events(session)
+
+
+def _kernel_events(session: Session) -> list[dict[str, Any]]:
+    """The kernel events of a session that profiles; it stops doing so."""
+    events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf8"))
     return [
         e
         for e in events
@@ -562,6 +625,22 @@ def _from_ort_value(value: ort.OrtValue) -> Array:
     payload = ctypes.string_at(value.data_ptr(), size)
     values: Array = np.frombuffer(payload, np.uint8).view(dtype).reshape(shape).copy()
     return values
+
+
+def _least_times(events: list[dict[str, Any]], rounds: int, feeds: int) -> dict[str, float]:
+    """Seconds by node name: the least of all rounds but the first, averaged over the feeds.
+
+    A node in a body that does not run equally often in every run is left out.
+    """
+    durations: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        name = str(event["name"]).removesuffix("_kernel_time")
+        durations[name].append(event["dur"] / 1e6)
+    return {
+        name: float(np.reshape(times, (rounds, feeds, -1)).sum(-1)[1:].min(0).mean())
+        for name, times in durations.items()
+        if len(times) % (rounds * feeds) == 0
+    }
 
 
 def _node_times(events: list[dict[str, Any]], runs: int) -> list[NodeTime]:

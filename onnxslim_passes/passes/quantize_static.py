@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -55,7 +56,8 @@ from onnxslim_passes.passes.quantized import integer_decisions
 from onnxslim_passes.passes.selection import Selection
 from onnxslim_passes.passes.spared import Spared, spared, spared_decisions, with_wide
 from onnxslim_passes.passes.static_bodies import StaticBodies, parts
-from onnxslim_passes.passes.static_decisions import Placement, site_decision
+from onnxslim_passes.passes.static_decisions import Placement, comparison_decision, site_decision
+from onnxslim_passes.passes.static_profile import ProfiledTrial, slower_sites
 from onnxslim_passes.passes.static_ranges import Calibrated, elements_of, limits_of
 from onnxslim_passes.passes.static_schemes import (
     ActivationType,
@@ -129,11 +131,11 @@ class QuantizeStatic(Selection, Pass):
         Field(description="how the range of an activation is chosen from its values"),
     ] = "min-max"
     placement: Annotated[
-        Literal["pays", "inputs", "everywhere", "all", "nowhere"] | None,
+        Literal["pays", "profile", "inputs", "everywhere", "all", "nowhere"] | None,
         Field(
-            description="quantize where the runtime gains time, the inputs of nodes with weights, "
-            "all nodes with weights, every tensor, or nothing; none: what the target wants, pays "
-            "on cpu"
+            description="quantize where the runtime gains time by estimate, where it does so by "
+            "its profile too, the inputs of nodes with weights, all nodes with weights, every "
+            "tensor, or nothing; none: what the target wants, pays on cpu"
         ),
     ] = None
     min_gain: Annotated[
@@ -414,9 +416,38 @@ class QuantizeStatic(Selection, Pass):
         forced = {site.key for site in found.sites if self._is_forced(site, schemes)} - empty
         little = _of_little_gain(found, elements, self.min_gain) - forced
         none, empty = replace(none, little=frozenset(little)), empty | little
+        settle = partial(self._settle, work, found, calibrated, context, none, forced)
+        placed = settle(empty)
+        if self.placement != "profile" or not placed.chosen:
+            return placed
+        insert = partial(self._insert, calibrated=calibrated, context=context)
+        trial = ProfiledTrial(work, found, insert, self.samples_of(context))
+        placed = replace(placed, measured=trial.times(placed.chosen))
+        slower = slower_sites(found, placed.chosen, placed.measured) - forced
+        if not slower:
+            return placed
+        others = {site.key for site in found.sites} - placed.chosen
+        fewer = settle(empty | others | slower)
+        compared = trial.compare(placed.chosen, fewer.chosen)
+        kept = replace(fewer, measured=placed.measured) if compared.pays else placed
+        return replace(kept, slower=placed.chosen - fewer.chosen, compared=compared)
+
+    def _settle(
+        self,
+        work: Model,
+        found: Survey,
+        calibrated: Calibrated,
+        context: Context,
+        none: Placement,
+        forced: set[str],
+        floating: set[str],
+    ) -> Placement:
+        """The cheapest choice, without what the runtime did not fuse of it."""
+        elements = elements_of(calibrated.ranges, context)
         unfused: set[str] = set()
         for _ in range(_ROUNDS):
-            chosen = choose(found, elements, CPU, integer=forced, floating=empty | unfused - forced)
+            left = floating | unfused - forced
+            chosen = choose(found, elements, CPU, integer=forced, floating=left)
             if not chosen:
                 return replace(none, unfused=frozenset(unfused))
             trial = work.copy()
@@ -494,6 +525,8 @@ class QuantizeStatic(Selection, Pass):
             site_decision(site, placed, elements, self, schemes.of(site.node))
             for site in found.sites
         ]
+        if placed.compared is not None:
+            decisions.append(comparison_decision(placed.compared, len(placed.slower)))
         if placed.optimized is not None:
             decisions.extend(border_decisions(placed.optimized))
         return decisions

@@ -16,6 +16,7 @@ from onnxslim_passes.passes.placement.insertion import (
     saturating_sites,
 )
 from onnxslim_passes.passes.placement.islands import border_decisions, unfused_sites
+from onnxslim_passes.passes.placement.measuring import Labels, Measured, measured, separate_islands
 from onnxslim_passes.passes.placement.operators import CPU, Costs
 from onnxslim_passes.passes.placement.pairs import pairs_decision
 from onnxslim_passes.passes.placement.saturation import without_flat_ends
@@ -37,6 +38,8 @@ __all__ = [
     "Costs",
     "Format",
     "Inserted",
+    "Labels",
+    "Measured",
     "Ranges",
     "Scheme",
     "Schemes",
@@ -54,11 +57,13 @@ __all__ = [
     "gains",
     "inputs_only",
     "insert_pairs",
+    "measured",
     "needs_narrow_weights",
     "pairs_decision",
     "quantize_rest",
     "rest_tensors",
     "saturating_sites",
+    "separate_islands",
     "survey",
     "takes_wide",
     "target_decisions",
