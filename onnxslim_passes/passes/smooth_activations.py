@@ -7,6 +7,9 @@ hold it: the scale and shift of a normalization, a linear layer. Else it is one 
 its time only in front of products whose rounding reaches the outputs: that is measured, by rounding
 one activation at a time.
 
+A convolution is smoothed where its data comes through a gate, as in squeeze-and-excitation: there a
+factor takes one multiplication a channel (`gates`).
+
 Where one or two channels stand out alone, as behind the GELU of BERT-like models, only they need a
 factor, and every other one makes W coarser for nothing (Wei et al., section 4.2.2):
 
@@ -41,6 +44,7 @@ from onnxslim_passes.passes.channel_scales import (
     multiply_inputs,
     sources,
 )
+from onnxslim_passes.passes.gates import Gate, divide_gate, gate_before
 from onnxslim_passes.passes.rounding_effects import rounding_effects
 from onnxslim_passes.passes.selection import Selection
 
@@ -52,14 +56,16 @@ _WIDEST = 2.0**12  # a factor beyond it would trouble float16 and helps nobody
 _CODES = 255.0
 _FEEDS = 32  # channels that stand out do so in every sample
 _WEIGHT_CODES = 127.0
+_SMOOTHED = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """One activation with all products that take it as their data."""
+    """One activation with all layers that take it as their data; convolutions behind a gate."""
 
     tensor: Variable
     nodes: tuple[Node, ...]
+    gate: Gate | None = None
 
     @property
     def key(self) -> str:
@@ -169,7 +175,7 @@ class SmoothActivations(Selection, Pass):
                 model,
                 tensors,
                 context.samples,
-                axis=-1,
+                axis={group.key: 1 if group.gate else -1 for group in groups},
                 progress=context.progress,
                 strict=False,
                 most=_FEEDS,
@@ -197,7 +203,10 @@ class SmoothActivations(Selection, Pass):
                 continue
             for node in weight.nodes:
                 takers.setdefault(node.inputs[0], []).append(node)
-        groups = [_Group(tensor, tuple(nodes)) for tensor, nodes in takers.items()]
+        groups = [
+            _Group(tensor, tuple(nodes), _gate(model, nodes[0], types))
+            for tensor, nodes in takers.items()
+        ]
         # From the back: a product's weight is also what the activations behind it are made by, and
         # its largest rows are known once those have taken their part.
         order = {node: number for number, node in enumerate(model.graph.nodes)}
@@ -210,10 +219,14 @@ class SmoothActivations(Selection, Pass):
             return verdict.reason
         for use in weight.uses:
             node = use.node
-            if node.op not in ("MatMul", "Gemm") or use.input_index != 1 or not use.direct:
+            if node.op not in _SMOOTHED or use.input_index != 1 or not use.direct:
                 return f"it is taken by {node.op} {node.where}; MatMul and Gemm are smoothed"
             if node.graph is not model.graph:
                 return "it is used in a body or function, where activations are not calibrated"
+            if node.op == "Conv" and _gate(model, node, types) is None:
+                return (
+                    "of convolutions, those without groups behind a gate of their own are smoothed"
+                )
             if not isinstance(node.inputs[0], Variable):
                 return f"both operands of {node.where} are constant"
             if node.op == "Gemm" and node.attr("transA", 0):
@@ -222,7 +235,8 @@ class SmoothActivations(Selection, Pass):
             if data is None or data.rank is None:
                 return f"the number of axes of {node.inputs[0].name!r} is not known"
         constant = weight.constant
-        if len(constant.shape) != 2 or constant.size == 0 or constant.dtype != np.float32:
+        flat = len(constant.shape) == 2 or weight.nodes[0].op == "Conv"
+        if not flat or constant.size == 0 or constant.dtype != np.float32:
             return (
                 f"it is {constant.dtype.name} of shape {constant.shape}; a float32 matrix is needed"
             )
@@ -246,6 +260,7 @@ class SmoothActivations(Selection, Pass):
             group.key
             for group in groups
             if _is_usable(known.get(group.key))
+            and group.gate is None
             and isinstance(_absorbers(model, group), str)
             and self._gains(self._best(group, known[group.key]))
         ]
@@ -302,6 +317,9 @@ class SmoothActivations(Selection, Pass):
         """Why an activation stays as it is, or None."""
         if not self._gains(best):
             return f"its channels are even: less than min_gain_db={self.min_gain_db:g} to gain"
+        if group.gate is not None:
+            others = [node for node in group.tensor.outputs if node not in group.nodes]
+            return f"{others[0].where} takes the activation as it is" if others else None
         found = _absorbers(model, group)
         effect = effects.get(group.key, float("inf"))
         if isinstance(found, str) and effect >= self.insert_below_db:
@@ -318,8 +336,10 @@ def _is_usable(known: ChannelStatistics | None) -> bool:
 
 
 def _matrix(node: Node) -> Array:
-    """A product's weight as (inputs, outputs)."""
+    """A layer's weight as (inputs, outputs); each place of a kernel counts as an output."""
     values = node.inputs[1].values
+    if node.op == "Conv":
+        return np.asarray(np.swapaxes(values, 0, 1).reshape(values.shape[1], -1))
     return np.asarray(values.T if input_axis(node) else values)
 
 
@@ -343,6 +363,23 @@ def _cut(absmax: Array, threshold: float) -> Array:
     return np.asarray(np.clip(absmax.astype(np.float64) / threshold, 1.0, _WIDEST))
 
 
+def _gate(model: Model, node: Node, types: Types) -> Gate | None:
+    """The gate in front of a convolution, if undivided convolutions alone take what it makes."""
+    tensor = node.inputs[0]
+    if node.op != "Conv" or not isinstance(tensor, Variable) or tensor in model.graph.outputs:
+        return None
+    fit = all(
+        taker.op == "Conv"
+        and not taker.domain
+        and taker.graph is model.graph
+        and taker.inputs[0] is tensor
+        and taker.attr("group", 1) == 1
+        and isinstance(taker.inputs[1], Constant)
+        for taker in tensor.outputs
+    )
+    return gate_before(model, tensor, types) if fit else None
+
+
 # ---------------- edits
 
 
@@ -360,8 +397,11 @@ def _absorbers(model: Model, group: _Group) -> Sources | str:
 
 def _move(model: Model, group: _Group, factors: Array) -> str:
     """Divides the activation and multiplies the weights; returns what was done."""
-    found = _absorbers(model, group)
-    if isinstance(found, Sources):
+    found = group.gate or _absorbers(model, group)
+    if isinstance(found, Gate):
+        divide_gate(model, found, factors)
+        told = f"its outlier channels moved from the gate of {found.node.where} into weights"
+    elif isinstance(found, Sources):
         for place in found.places:
             divide(model, place, factors)
         told = f"its outlier channels moved from {found.maker.op} {found.maker.where} into weights"

@@ -18,7 +18,7 @@ from onnxslim_passes.runtime import open_session, profile_in_turn
 __all__ = ["Comparison", "ProfiledTrial", "slower_sites"]
 
 _FEEDS = 3
-_ROUNDS = 15
+_ROUNDS = 8
 _SECONDS = 0.7  # for the comparison of whole models on each feed
 _CLEAR = 0.95  # of the float time: what saves less is within the noise of profiles
 

@@ -14,6 +14,7 @@ from onnxslim_passes.evaluation.fidelity import compare_outputs
 from onnxslim_passes.model import Model
 from onnxslim_passes.passes.base import Context, PassResult
 from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
+from onnxslim_passes.passes.quantize_static import QuantizeStatic
 from onnxslim_passes.passes.smooth_activations import SmoothActivations
 from onnxslim_passes.runtime import open_session
 
@@ -215,3 +216,83 @@ def test_what_is_passed_over(body: str, reason: str) -> None:
 def test_samples_are_needed() -> None:
     with pytest.raises(SamplesError, match="needs calibration samples"):
         SmoothActivations().apply(network("y = MatMul (x, w)"), Context())
+
+
+# ---------------- convolutions behind a gate
+
+GATE = "p = GlobalAveragePool (x) f = Conv (p, squeeze) a = HardSigmoid (f) z = Mul (x, a)"
+GATED = f"{GATE} y = Conv <pads: ints = [1, 1, 1, 1]> (z, k, kb)"
+GATED_WEIGHTS = {
+    "squeeze": noise(32, 32, 1, 1, seed=8, scale=0.2),
+    "k": noise(24, 32, 3, 3, seed=9, scale=0.1),
+    "kb": noise(24, seed=10),
+    "l": noise(16, 32, 1, 1, seed=11, scale=0.1),
+    "grouped": noise(32, 1, 1, 1, seed=12),
+    "one": np.ones((1, 32, 1, 1), np.float32),
+}
+
+
+def gated(body: str = GATED, outputs: str = "float[N, 24, 8, 8] y") -> Model:
+    proto = network(body, outputs, "N, 32, 8, 8").to_proto()
+    used = {name for node in proto.graph.node for name in node.input}
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(v, name) for name, v in GATED_WEIGHTS.items() if name in used
+    )
+    return Model.from_proto(proto)
+
+
+def images() -> list[Feed]:
+    """Two channels are 50 times as large as others."""
+    scale = outliers(1).reshape(1, 32, 1, 1)
+    return [{"x": noise(2, 32, 8, 8, seed=seed) * scale} for seed in range(3)]
+
+
+def test_outliers_of_a_gated_convolution_go_into_its_weight() -> None:
+    model, data = gated(), images()
+    plain = model.copy()
+    assert smooth(model, data).changed
+    assert sqnr(plain, model, data) > 100
+    assert not smooth(model.copy(), data).changed
+    (scaled,) = [
+        node for node in model.graph.nodes if node.op == "Mul" and node.inputs[0].name == "a"
+    ]
+    assert scaled.inputs[1].shape == (1, 32, 1, 1)
+    finer = {}
+    for name, candidate in (("plain", plain), ("smooth", model)):
+        copy = candidate.copy()
+        context = Context(samples=Samples.from_feeds(data))
+        assert QuantizeStatic(placement="everywhere", op_types=("Conv",)).apply(copy, context)
+        finer[name] = sqnr(candidate, copy, data)
+    assert finer["smooth"] > finer["plain"] + 3
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        (GATED + " o = Relu (z)", "float[N, 24, 8, 8] y, float[N, 32, 8, 8] o"),
+        (GATED, "float[N, 24, 8, 8] y, float[N, 32, 8, 8] z"),
+        ("z = Mul (x, one) y = Conv (z, l)", "float[N, 16, 8, 8] y"),
+        ("z = Mul (x, x) y = Conv (z, l)", "float[N, 16, 8, 8] y"),
+        (
+            f"{GATE} y = Conv <group: int = 32> (z, grouped)",
+            "float[N, 32, 8, 8] y",
+        ),
+    ],
+)
+def test_other_convolutions_stay(body: str, outputs: str) -> None:
+    model = gated(body, outputs)
+    result = smooth(model, images())
+    assert not result.changed
+    assert any("behind a gate" in decision.reason for decision in result.decisions)
+
+
+def test_two_convolutions_share_a_gate_only_if_both_are_smoothed() -> None:
+    body, outputs = GATED + " o = Conv (z, l)", "float[N, 24, 8, 8] y, float[N, 16, 8, 8] o"
+    model, data = gated(body, outputs), images()
+    plain = model.copy()
+    assert smooth(model, data).changed
+    assert sqnr(plain, model, data) > 100
+    partial = gated(body, outputs)
+    result = smooth(partial, data, exclude=("l",))
+    assert not result.changed
+    assert any("takes the activation as it is" in d.reason for d in result.decisions)
