@@ -248,6 +248,17 @@ def _encode_tensor(bits: Array, distinct: Array, dtype: np.dtype[Any]) -> Shared
     return SharedValues(codes, distinct[order].view(dtype), None, counts[order])
 
 
+def _unique(bits: Array) -> tuple[Array, Array, npt.NDArray[np.int64]]:
+    """The distinct elements, sorted; for each element its place among them; how often each is."""
+    if bits.dtype.itemsize > 1:
+        return np.unique(bits, return_inverse=True, return_counts=True)
+    totals = _byte_counts(bits)
+    distinct = np.flatnonzero(totals)
+    places = np.zeros(256, np.intp)
+    places[distinct] = np.arange(distinct.size)
+    return distinct.astype(bits.dtype), places[bits], totals[distinct]
+
+
 def _encode_channels(
     rows: Array, axis: int, limit: int, dtype: np.dtype[Any]
 ) -> SharedValues | None:
@@ -256,7 +267,7 @@ def _encode_channels(
     tables: list[Array] = []
     totals = np.zeros(limit, np.int64)
     for channel, row in enumerate(rows):
-        distinct, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
+        distinct, inverse, counts = _unique(row)
         if distinct.size > limit:
             return None
         order = np.argsort(-counts, kind="stable")

@@ -90,8 +90,9 @@ def _grids(contents: Contents, axis: int) -> Iterator[tuple[BlockLayout, BlockCo
     """The grids along one axis; long blocks may fit with larger codes, where scales divide."""
     shape = contents.shape
     whole = block_layout(shape, axis)
-    blocks = usual_blocks(whole.block)
-    if not _may_fit(contents, BlockLayout(shape, axis, blocks[0])):
+    blocks = [block for block in usual_blocks(whole.block) if block > 1]
+    # A scale for each element would be the weight itself.
+    if not blocks or not _may_fit(contents, BlockLayout(shape, axis, blocks[0])):
         return
     failed: list[int] = []
     for block in blocks:
