@@ -2,7 +2,7 @@
 
 import abc
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
@@ -14,6 +14,7 @@ from onnxslim_passes.model import Model
 from onnxslim_passes.report.records import Decision
 
 __all__ = [
+    "Bar",
     "Context",
     "Decision",
     "NoProgress",
@@ -45,7 +46,7 @@ class Progress(Protocol):
     """Something that shows how far long work has come."""
 
     def track(self, items: Iterable[Item], label: str, total: int | None = None) -> Iterable[Item]:
-        """The same items, shown as they are taken."""
+        """The same items, shown as they are taken; if there are fewer than `total`, the last."""
         ...
 
 
@@ -55,6 +56,27 @@ class NoProgress:
     def track(self, items: Iterable[Item], label: str, total: int | None = None) -> Iterable[Item]:
         """The same items."""
         return items
+
+
+class Bar:
+    """Steps that are shown as they are done, rather than taken from a sequence.
+
+    Args:
+        progress: what shows them.
+        label: of what.
+    """
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress, self._label = progress, label
+        self._left: Iterator[int] = iter(())
+
+    def start(self, total: int, done: int) -> None:
+        """Says how many steps there are, and how many were done before."""
+        self._left = iter(self._progress.track(range(done, total), self._label, total))
+
+    def advance(self) -> None:
+        """One step more."""
+        next(self._left, None)
 
 
 @dataclass(frozen=True, kw_only=True)

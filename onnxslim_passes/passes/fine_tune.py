@@ -5,14 +5,21 @@ The step (forward, loss, backward, optimizer) is itself an ONNX graph; see
 without labels are enough.
 """
 
-from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from onnxslim_passes.errors import UnsupportedModelError, UsageError
 from onnxslim_passes.model import Model
-from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.base import (
+    Bar,
+    Context,
+    Decision,
+    Pass,
+    PassResult,
+    Stage,
+    pass_options,
+)
 from onnxslim_passes.training.losses import LABEL_LOSSES, check_loss, check_teacher_options
 from onnxslim_passes.training.options import Course, Objective, Parameters, Update, options_as
 from onnxslim_passes.training.program import (
@@ -99,7 +106,7 @@ class FineTune(Course, Objective, Update, Parameters, Pass):
         if self._is_done(session):
             return PassResult(False, (*_nothing_to_learn(session), *passed_over))
         checkpoint = context.checkpoint(session.fingerprint)
-        tuned = run(session, checkpoint=checkpoint, listener=_shown(context, session))
+        tuned = run(session, checkpoint=checkpoint, listener=_shown(context))
         written = write_back(model, session.program.constraints, tuned.state)
         changed = any(decision.taken for decision in written)
         return PassResult(changed, (*written, *passed_over))
@@ -121,11 +128,7 @@ def _nothing_to_learn(session: Session) -> tuple[Decision, ...]:
     )
 
 
-def _shown(context: Context, session: Session) -> Listener:
+def _shown(context: Context) -> Listener:
     """Shows the steps as a bar."""
-    bar = iter(context.progress.track(range(session.steps), FineTune.name, session.steps))
-    return Listener(on_step=lambda loss: _take(bar))
-
-
-def _take(bar: Iterator[int]) -> None:
-    next(bar, None)
+    bar = Bar(context.progress, FineTune.name)
+    return Listener(on_start=bar.start, on_step=lambda loss: bar.advance())

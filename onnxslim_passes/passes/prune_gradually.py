@@ -19,7 +19,15 @@ from onnxslim_passes.errors import UsageError
 from onnxslim_passes.model import Model, Weight
 from onnxslim_passes.numerics.ramps import Ramp, shared_out
 from onnxslim_passes.numerics.sparsity import nonzero_count, pruned_count
-from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
+from onnxslim_passes.passes.base import (
+    Bar,
+    Context,
+    Decision,
+    Pass,
+    PassResult,
+    Stage,
+    pass_options,
+)
 from onnxslim_passes.passes.overrides import NodeOverride, check_overrides, given
 from onnxslim_passes.passes.selection import weight_names
 from onnxslim_passes.training.constraints import Masked
@@ -245,11 +253,11 @@ class PruneGradually(Course, Objective, Update, Parameters, Pass):
             steps=self._settled * (session.steps // max(1, self.epochs)),
             every=self.prune_steps,
         )
-        bar = iter(context.progress.track(range(session.steps), self.name, session.steps))
+        bar = Bar(context.progress, self.name)
 
         def after_step(loss: float) -> None:
             masks.after_step()
-            next(bar, None)
+            bar.advance()
 
         return run_course(
             trainer,
@@ -259,6 +267,7 @@ class PruneGradually(Course, Objective, Update, Parameters, Pass):
             seed=session.seed,
             settling=self._settled,
             journals=self._journals(session, context),
+            begin=lambda done: bar.start(session.steps, done),
             progress=after_step,
         )
 

@@ -142,10 +142,12 @@ class TerminalProgress:
         self._bars.stop()
 
     def track(self, items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-        """The same items, shown as they are taken."""
-        if total is None and isinstance(items, Sized):
-            total = len(items)
-        bar = self._bars.add_task(label, total=total)
+        """The same items, shown as they are taken; if there are fewer than `total`, the last."""
+        count = len(items) if isinstance(items, Sized) else total
+        if total is None:
+            total = count
+        done = 0 if total is None or count is None else total - count
+        bar = self._bars.add_task(label, total=total, completed=done)
         try:
             for item in items:
                 yield item
@@ -169,9 +171,9 @@ class Counter:
         self._bars = bars
         self._bar = bars.add_task("", total=None, visible=False)
 
-    def start(self, total: int) -> None:
-        """Shows it, with this many steps ahead."""
-        self._bars.update(self._bar, total=total, visible=True)
+    def start(self, total: int, done: int = 0) -> None:
+        """Shows it: so many steps, some of which may be done."""
+        self._bars.update(self._bar, total=total, completed=done, visible=True)
 
     def advance(self, label: str) -> None:
         """One step more."""

@@ -49,6 +49,7 @@ def run_course(
     settling: int = 0,
     journals: Journals | None = None,
     report: Callable[[Epoch], None] | None = None,
+    begin: Callable[[int], None] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Tuned:
     """Trains for the epochs of a course.
@@ -63,6 +64,7 @@ def run_course(
             that validation compares.
         journals: where a killed run is taken up from, and checkpoints go to.
         report: is told of every epoch.
+        begin: is told before the first step how many were done by a run that is taken up.
         progress: is told the loss of every step.
 
     Raises:
@@ -80,6 +82,8 @@ def run_course(
     else:
         resumed = journal.steps
         trainer.take_up(journal.state, journal.steps)
+    if begin is not None:
+        begin(journal.steps)
     while not _is_over(journal, course):
         journal = _run_epoch(trainer, data, journal, course, seed, journals, progress)
         journal = _close_epoch(trainer, validation, journal, size, settling)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,12 @@ class Listener:
     Attributes:
         on_epoch: of every epoch, the state before training first.
         on_step: of the loss of every step.
-        on_start: how many steps there will be at most.
+        on_start: how many steps there will be at most, and how many of them are done already.
     """
 
     on_epoch: Callable[[Epoch], None] | None = None
     on_step: Callable[[float], None] | None = None
-    on_start: Callable[[int], None] | None = None
+    on_start: Callable[[int, int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,9 @@ def run(
     if checkpoint is not None:
         digest = hashlib.sha256(f"{session.fingerprint}\0{threads}".encode()).hexdigest()
         journals = Journals(checkpoint, digest, checkpoint_steps)
-    if listener.on_start is not None:
-        listener.on_start(session.steps)
+    begin = None
+    if (on_start := listener.on_start) is not None:
+        begin = partial(on_start, session.steps)
     tuned = run_course(
         Trainer(session.program, threads=threads),
         session.data,
@@ -182,6 +184,7 @@ def run(
         seed=session.seed,
         journals=journals,
         report=listener.on_epoch,
+        begin=begin,
         progress=listener.on_step,
     )
     still = {

@@ -23,6 +23,20 @@ def test_progress_is_silent_where_stderr_is_not_a_terminal(capsys):
     assert captured.err == ""
 
 
+def test_a_bar_of_fewer_items_than_its_total_shows_the_last():
+    with terminal.TerminalProgress() as progress:
+        shown = iter(progress.track(range(7, 9), "training", 9))
+        next(shown)
+        (bar,) = progress._bars.tasks
+        assert (bar.completed, bar.total) == (7, 9)
+        next(shown)
+        assert bar.completed == 8
+        counter = progress.counter()
+        counter.start(9, 7)
+        counter.advance("training")
+        assert [task.completed for task in progress._bars.tasks] == [8, 8]
+
+
 def test_names_with_brackets_are_not_taken_for_markup():
     listed = terminal.table("name", "bytes", right=["bytes"])
     listed.add_row("w[0]", "12")
