@@ -57,9 +57,6 @@ ROUNDING_DB = 20.0
 # on text lines a few carry most of the error, and 16 of 64 gave 24.3 dB instead of 19.9 dB.
 VERIFICATION_FEEDS = 64
 
-# Passes that tune may follow any of these.
-TUNABLE = (Stage.PRUNE, Stage.CLUSTER, Stage.QUANTIZE)
-
 
 @dataclass(frozen=True)
 class Result:
@@ -79,7 +76,7 @@ class Pipeline:
 
     Args:
         passes: in the order they run; stages must not go back, except that fine-tuning may stand
-            after pruning, clustering or quantizing.
+            anywhere before storing.
         store: append `store-weights` unless a pass of that stage is there.
         verify_each: compare the outputs after every pass, not only at the end.
         reproducer: folder for the reproducer of a failure; by default a new temporary one.
@@ -303,12 +300,8 @@ def _check_order(passes: Sequence[Pass]) -> None:
         raise RecipeError("There is no pass to run; give --recipe or --pass.")
     latest: Pass | None = None
     for pass_ in passes:
+        # Also first: on new data, with labels, the original itself may have something to learn.
         if pass_.stage == Stage.TUNE:
-            if latest is None or latest.stage not in TUNABLE:
-                raise RecipeError(
-                    f"{pass_.name} tunes what a pass of the stages PRUNE, CLUSTER or QUANTIZE "
-                    "left; put it after one of those."
-                )
             continue
         if latest is not None and pass_.stage < latest.stage:
             raise RecipeError(
