@@ -203,6 +203,27 @@ def test_training_in_a_recipe_leaves_checkpoints_on_request(run, net, data, tmp_
     assert "is a file; expected a folder" in result.err
 
 
+@pytest.mark.long
+def test_a_killed_recipe_goes_on_to_the_same_bytes(run, net, data, tmp_path):
+    whole, out, runs = (tmp_path / name for name in ("whole.onnx", "small.onnx", "runs"))
+    passes = ("prune-gradually:sparsity=0.5,epochs=12,batch_size=4", "fine-tune:epochs=2")
+    options = ("--training", data, *(part for text in passes for part in ("--pass", text)))
+    assert run("compress", net, "-o", whole, *options).code == 0
+    argv = ["compress", net, "-o", out, *options, "--checkpoints", runs]
+    command = [sys.executable, "-c", CODE, *map(str, argv)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    wait_for(runs, process)
+    while not list(runs.glob("*.safetensors")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    result = run(*argv)
+    assert result.code == 0, result.err
+    assert out.read_bytes() == whole.read_bytes()
+
+
 def test_what_can_be_trained_is_seen_beforehand(run, net):
     rows = {row["name"]: row for row in run("inspect", net, "--json").json["passes"]}
     assert rows["fine-tune"]["candidates"] == 4
