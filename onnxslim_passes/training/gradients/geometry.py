@@ -156,9 +156,24 @@ def _few_windows(sizes: Shape, counts: Shape, windows: Geometry) -> bool:
 
     With few windows in a sample it reads the weights more often than it computes with them.
     """
-    fixed = [size for size in counts if isinstance(size, int)]
-    static = len(fixed) == len(counts) and all(isinstance(size, int) for size in sizes)
-    return static and windows.group == 1 and windows.rank == 2 and math.prod(fixed) <= _FEW_WINDOWS
+    if windows.group != 1 or windows.rank != 2:
+        return False
+    found = [size for size in counts if isinstance(size, int)]
+    return found == _fitting_windows(sizes, windows) and math.prod(found) <= _FEW_WINDOWS
+
+
+def _fitting_windows(sizes: Shape, windows: Geometry) -> list[int] | None:
+    """How many windows fit into the padded tensor, which is what Col2Im adds up.
+
+    Poolings with ceil_mode have more. None if a size is free.
+    """
+    fitting = []
+    for axis, size in enumerate(sizes):
+        if not isinstance(size, int):
+            return None
+        padded = windows.begins[axis] + size + windows.ends[axis]
+        fitting.append((padded - windows.spans[axis]) // windows.strides[axis] + 1)
+    return fitting
 
 
 def _scatter_by_product(

@@ -181,6 +181,15 @@ def test_every_form_of_convolution(parts: tuple[str, str, str]) -> None:
     assert found.holds, found
 
 
+@pytest.mark.parametrize("operator", ["AveragePool", "LpPool"])
+def test_windows_that_only_ceil_mode_has(operator: str) -> None:
+    # One channel and few windows: a product and Col2Im, which knows whole windows only.
+    attributes = "ceil_mode = 1, kernel_shape = [3, 3], strides = [2, 2]"
+    text = f"(float[1, 1, 4, 4] x) => (float[1, 1, 2, 2] y) {{ y = {operator}<{attributes}>(x) }}"
+    found = check(text, (1, 1, 4, 4))
+    assert found.holds, found
+
+
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "GRU before", "RNN"])
 def test_recurrent_nets_with_lengths_states_and_peepholes(kind: str, direction: str) -> None:
