@@ -10,6 +10,7 @@ from onnxslim_passes.evaluation.functions import is_function_spec
 from onnxslim_passes.model import Constant, Model, Node, Variable
 from onnxslim_passes.model.merging import merge
 from onnxslim_passes.report.records import Decision
+from onnxslim_passes.training.absorbing import absorb_affine
 from onnxslim_passes.training.emitter import Emitter
 from onnxslim_passes.training.losses import Loss, emit_objective, emit_penalty, find_output
 from onnxslim_passes.training.lowering import Lowered, StateTensor
@@ -127,6 +128,9 @@ def build_forward(
         ]
         penalty = emit_penalty(emit, decaying, objective)
     work.graph.outputs = [state.next for state in running]
+    # Now every reader of an inner tensor is known.
+    with emit.scope("absorbed"):
+        absorb_affine(emit)
     return Forward(emit, tensors, loss, penalty, step, running, loss.decisions)
 
 

@@ -88,7 +88,7 @@ def lower(
     copy = inline_functions(model) if model.functions else model.copy()
     copy.fix_overridable_weights()
     copy.at_least_opset(MINIMUM_OPSET)
-    decisions = list(_fix_inputs(copy, fixed_inputs or {}))
+    decisions = list(fix_inputs(copy, fixed_inputs or {}))
     decisions += _fix_sizes(copy, sizes or {})
     decisions += choose_branches(copy)
     decisions += unknown_branches(copy)
@@ -100,7 +100,12 @@ def lower(
     return Lowered(copy, tuple(decisions), tuple(state))
 
 
-def _fix_inputs(model: Model, values: Mapping[str, Array]) -> list[Decision]:
+def fix_inputs(model: Model, values: Mapping[str, Array]) -> list[Decision]:
+    """Makes inputs constants, each of the value given.
+
+    Raises:
+        UnknownNameError: there is no such input.
+    """
     graph = model.graph
     inputs = {tensor.name: tensor for tensor in graph.inputs}
     decisions = []

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxslim_passes.model import Model
 from onnxslim_passes.runtime import Recurrence, open_session
 from onnxslim_passes.training.data import Batch, TrainingData
 from onnxslim_passes.training.forward import state_name
 from onnxslim_passes.training.journal import Epoch
+from onnxslim_passes.training.lowering import fix_inputs
 from onnxslim_passes.training.parameters import Array
 from onnxslim_passes.training.program import TrainingProgram
 
@@ -28,6 +30,14 @@ class Score:
     metric: float
 
 
+def _with_constants(graph: Model, values: Mapping[str, Array]) -> Model:
+    """A graph whose inputs of these names, as far as it has them, are built in."""
+    taken = {str(tensor.name) for tensor in graph.graph.inputs}
+    copy = graph.copy()
+    fix_inputs(copy, {name: array for name, array in values.items() if name in taken})
+    return copy
+
+
 class Trainer:
     """The sessions of a training program and the state between steps.
 
@@ -45,9 +55,11 @@ class Trainer:
         self.steps = 0
         layout = program.layout
         next_of = {spec.input: str(spec.output) for spec in layout.changing()}
-        training = open_session(program.training, threads=threads)
+        # As constants ONNX Runtime can lay them out once and for all; a teacher is all of them.
+        frozen = {s.input: program.state[s.input] for s in layout.state if s.role == "frozen"}
+        training = open_session(_with_constants(program.training, frozen), threads=threads)
         self._training = Recurrence(training, program.state, next_of)
-        evaluation = open_session(program.evaluation, threads=threads)
+        evaluation = open_session(_with_constants(program.evaluation, frozen), threads=threads)
         self._evaluation = Recurrence(evaluation, program.state, {})
         self._changing = [spec.input for spec in layout.changing()]
         self._kept = [spec.input for spec in layout.changing() if spec.role != "slot"]

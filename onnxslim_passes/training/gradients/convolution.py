@@ -18,7 +18,7 @@ from onnxslim_passes.training.gradients.geometry import Geometry, geometry_of, s
 from onnxslim_passes.training.gradients.step import Rule, Step
 
 # Enough of both for a product with each element of the kernel to be efficient.
-_MANY_WINDOWS, _MANY_CHANNELS = 64, 32
+_MANY_WINDOWS, _MANY_CHANNELS = 64, 16
 
 # Up to here a product of whole rows is faster than one element of the kernel after the other.
 _LONG_ROW = 32
