@@ -23,7 +23,8 @@ from onnxslim_passes.model import Model, load
 from onnxslim_passes.numerics.rounding import full_grids, nearest
 from onnxslim_passes.passes.base import Context
 from onnxslim_passes.passes.fold_constants import FoldConstants
-from onnxslim_passes.passes.round_weights import RoundWeights, _Layer
+from onnxslim_passes.passes.round_weights import RoundWeights
+from onnxslim_passes.passes.rounded_layers import RoundedLayer
 from onnxslim_passes.recipe import parse_pass
 from onnxslim_passes.runtime import open_session
 
@@ -43,7 +44,7 @@ SPECS = (
 def round_to_nearest(model: Model, pass_: RoundWeights) -> None:
     """What quantization does by itself, on the same weights."""
     for layer in pass_._survey(model):
-        if isinstance(layer, _Layer):
+        if isinstance(layer, RoundedLayer):
             levels, rows = pass_._levels(layer), layer.rows()
             layer.weight.values = layer.from_rows(nearest(rows, full_grids(rows, levels), levels))
 

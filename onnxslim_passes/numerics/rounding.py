@@ -1,19 +1,7 @@
 """Rounding of weights to a grid that disturbs the output of their layer least.
 
-A layer computes ``Y = W X``. With E = W - Q the error that rounding makes in the weights, that of
-the output is ``|E X|^2 = tr(E H E^T)``, H = X X^T (its factor 2 cancels everywhere). Rows of W are
-independent of each other; within a row the inputs' correlation lets the error of one column be made
-up for by the others:
-
-1. One column after the other is rounded to nearest after the feedback of the columns before it,
-   the weights of which come from a triangular factor of H: GPTQ (Frantar et al., "GPTQ: Accurate
-   Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023), in the equal
-   form without an inverse of Chee et al., "QuIP", NeurIPS 2023, theorem 6 (LDLQ).
-2. Then columns are visited again, each rounded to the best point given all others, which never
-   makes the error larger (coordinate descent: Behdin et al., "QuantEase", 2023).
-
-Both are one loop here (`_sweep`) with different feedback. Rows that end up worse than rounding to
-nearest are rounded to nearest.
+`numerics.error_feedback` rounds; here are the grids that a later quantization finds again. Rows
+that end up worse than rounding to nearest are rounded to nearest.
 
 **Grids.** A grid point is ``scale * step``, step an integer. The elements of largest magnitude stay
 at the ends of the grid, so that whoever looks for the grid of the smallest to the largest weight
@@ -24,7 +12,6 @@ to be found from any points. Zeros stay zeros.
 Arrays have the axes (G groups, N rows, K columns): G = 1 but for grouped convolutions.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim_passes.numerics.arrays import FloatArray
+from onnxslim_passes.numerics.error_feedback import Mask, Points, Solver, Wide, output_error
 from onnxslim_passes.numerics.weight_formats import (
     BLOCK_SCALE_BITS,
     BlockLayout,
@@ -42,17 +30,11 @@ from onnxslim_passes.numerics.weight_formats import (
     quantize_blocks,
 )
 
-Wide = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
-
 _CLIPS = tuple(1 - 0.05 * i for i in range(1, 13))
 """Parts of the full range that are tried, besides all of it."""
 
 _SCALE_BITS = 16
 """Significant bits of a float32 scale: times a step of 8 bits, 24, which is exact in float32."""
-
-_COLUMNS = 64  # columns between two updates by a matrix product
-_ELEMENTS = 1 << 22  # of a matrix in work, so that temporaries stay at tens of MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +150,6 @@ def is_on_grid(rows: FloatArray, levels: Levels) -> bool:
     return bool((np.abs(points - rows.astype(np.float64)) <= tolerance).all())
 
 
-def output_error(errors: Wide, hessian: Wide) -> Wide:
-    """``e H e^T`` for each row e of errors (G, N, K) or of weights; shape (G, N), >= 0."""
-    sums: Wide = np.maximum(((errors @ hessian) * errors).sum(axis=-1), 0)
-    return sums
-
-
 def round_rows(
     rows: FloatArray,
     hessian: Wide,
@@ -205,14 +181,9 @@ def round_rows(
     importance = np.diagonal(hessian, axis1=1, axis2=2)
     grids = _searched(rows, levels, importance) if search_range else full
     start = nearest(rows, grids, levels)
-    solver = _Solver(_damped(hessian, damping), act_order, sweeps)
-    found = np.concatenate(
-        [
-            solver.solve(rows[:, part], start[:, part], _part(grids, part), levels)
-            for part in _row_parts(rows.shape)
-        ],
-        axis=1,
-    )
+    solver = Solver(hessian, damping=damping, act_order=act_order, sweeps=sweeps)
+    points = Points(*_of_columns(grids, levels), free=~_fixed(rows, levels))
+    found = solver.solve(rows, start, points)
     weights = rows.astype(np.float64)
     plain_error = output_error(weights - plain, hessian)
     error = output_error(weights - found, hessian)
@@ -328,126 +299,3 @@ def _block(levels: Levels) -> int:
 def _format(levels: Levels) -> WeightFormat:
     scheme: Scheme = "symmetric" if levels.symmetric else "asymmetric"
     return WeightFormat(levels.bits, scheme, BLOCK_SCALE_BITS)
-
-
-# ---------------- rounding
-
-
-def _damped(hessian: Wide, damping: float) -> Wide:
-    """H with its diagonal raised; the identity where no input was ever seen."""
-    columns = hessian.shape[1]
-    mean = np.trace(hessian, axis1=1, axis2=2) / columns
-    seen = (mean > 0)[:, None, None]
-    unit = np.where(seen, hessian / np.where(mean > 0, mean, 1)[:, None, None], 0)
-    identity = np.eye(columns)
-    damped: Wide = unit + np.where(seen, max(damping, 1e-9), 1.0) * identity
-    return damped
-
-
-def _row_parts(shape: tuple[int, ...]) -> Iterator[slice]:
-    groups, count, columns = shape
-    step = max(1, _ELEMENTS // max(1, groups * columns))
-    for begin in range(0, count, step):
-        yield slice(begin, begin + step)
-
-
-def _part(grids: RowGrids, part: slice) -> RowGrids:
-    return RowGrids(grids.scale[:, part], grids.low[:, part], grids.high[:, part])
-
-
-class _Solver:
-    """Rounds rows of one layer; its feedback matrices are made once.
-
-    Columns are the second axis here, (G, K, N): what is worked on at a time is contiguous.
-    """
-
-    def __init__(self, damped: Wide, act_order: bool, sweeps: int) -> None:
-        groups, columns = damped.shape[:2]
-        diagonal = np.diagonal(damped, axis1=1, axis2=2)
-        natural = np.broadcast_to(np.arange(columns), (groups, columns))
-        # Ties keep their order, so that the result is the same everywhere.
-        self._order = np.argsort(-diagonal, axis=1, kind="stable") if act_order else natural
-        ordered = np.take_along_axis(damped, self._order[:, :, None], axis=1)
-        ordered = np.take_along_axis(ordered, self._order[:, None, :], axis=2)
-        self._feedbacks = [_triangular_feedback(ordered)]
-        if sweeps:
-            self._feedbacks += [_full_feedback(ordered)] * sweeps
-
-    def solve(self, rows: FloatArray, start: Wide, grids: RowGrids, levels: Levels) -> Wide:
-        """Points on the grids, shape (G, N, K), for rows whose nearest points are `start`."""
-        scale, low, high = (
-            self._by_column(np.broadcast_to(each, rows.shape))
-            for each in _of_columns(grids, levels)
-        )
-        weights = self._by_column(rows.astype(np.float64))
-        free = ~self._by_column(_fixed(rows, levels))
-        errors = weights - self._by_column(start)
-        for feedback in self._feedbacks:
-            before = errors.copy()
-            _sweep(weights, errors, feedback, (scale, low, high), free)
-            if np.array_equal(before, errors):
-                break
-        # Back to whole steps: a difference of floats is not quite the grid point.
-        points = np.rint((weights - errors) / scale) * scale
-        back = np.empty_like(points)
-        np.put_along_axis(back, self._order[:, :, None], points, axis=1)
-        return np.swapaxes(back, 1, 2)
-
-    def _by_column(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        columns = np.swapaxes(rows, 1, 2)
-        return np.ascontiguousarray(np.take_along_axis(columns, self._order[:, :, None], axis=1))
-
-
-def _triangular_feedback(hessian: Wide) -> Wide:
-    """How errors of earlier columns are made up for by later ones, if those are free: (G, K, K).
-
-    H = (I + M) D (I + M)^T with M strictly upper triangular; row k is column k of M.
-    """
-    lower = np.linalg.cholesky(hessian[:, ::-1, ::-1])
-    upper = lower[:, ::-1, ::-1]
-    unit = upper / np.diagonal(upper, axis1=1, axis2=2)[:, None, :]
-    return _without_diagonal(np.ascontiguousarray(np.swapaxes(unit, 1, 2)))
-
-
-def _full_feedback(hessian: Wide) -> Wide:
-    """How the errors of all other columns are best made up for by one: (G, K, K)."""
-    return _without_diagonal(hessian / np.diagonal(hessian, axis1=1, axis2=2)[:, :, None])
-
-
-def _without_diagonal(matrices: Wide) -> Wide:
-    index = np.arange(matrices.shape[1])
-    matrices[:, index, index] = 0
-    return matrices
-
-
-def _sweep(
-    weights: Wide,
-    errors: Wide,
-    feedback: Wide,
-    grid: tuple[Wide, Wide, Wide],
-    free: Mask,
-) -> None:
-    """Rounds one column after the other; all but `feedback` of shape (G, K, N).
-
-    Args:
-        weights: the exact ones.
-        errors: weights minus their points so far; edited in place.
-        feedback: (G, K, K); row k holds how much of each column's error column k takes over.
-        grid: scale, lowest and highest step.
-        free: False where the point stays as it is.
-    """
-    scale, low, high = grid
-    columns = weights.shape[1]
-    for begin in range(0, columns, _COLUMNS):
-        end = min(begin + _COLUMNS, columns)
-        targets = weights[:, begin:end] + feedback[:, begin:end] @ errors
-        changes = np.zeros_like(targets)
-        for k in range(begin, end):
-            i = k - begin
-            target = targets[:, i]
-            if i:
-                target = target + (feedback[:, k, None, begin:k] @ changes[:, :i])[:, 0]
-            steps = np.clip(np.rint(target / scale[:, k]), low[:, k], high[:, k])
-            error = np.where(free[:, k], weights[:, k] - steps * scale[:, k], errors[:, k])
-            changes[:, i] = error - errors[:, k]
-            errors[:, k] = error

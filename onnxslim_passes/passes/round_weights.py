@@ -6,7 +6,7 @@ layers' inputs in `calibration.hessians`.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,16 +17,12 @@ from threadpoolctl import threadpool_limits
 from onnxslim_passes.calibration.hessians import (
     Gram,
     Key,
-    Layout,
-    Patches,
-    Vectors,
     collect_grams,
     in_groups,
 )
 from onnxslim_passes.calibration.samples import Samples
 from onnxslim_passes.errors import SamplesError
-from onnxslim_passes.model import Constant, Model, Node, Use, Weight
-from onnxslim_passes.model.exporting import sorted_nodes
+from onnxslim_passes.model import Model, Weight
 from onnxslim_passes.numerics.affine import minimum_pair_scale
 from onnxslim_passes.numerics.common_codes import own_grid
 from onnxslim_passes.numerics.rounding import (
@@ -41,6 +37,7 @@ from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Sta
 from onnxslim_passes.passes.overrides import NodeOverride, check_overrides, given, override_names
 from onnxslim_passes.passes.placement import find_target, needs_narrow_weights
 from onnxslim_passes.passes.placement.pairs import adding_order, raising_scale
+from onnxslim_passes.passes.rounded_layers import RoundedLayer, in_order, rounded_layer
 from onnxslim_passes.passes.selection import Selection, role_refusal, values_refusal, weight_names
 
 __all__ = ["RoundOverride", "RoundWeights"]
@@ -55,42 +52,6 @@ LIMIT_BYTES = 1 << 30
 _PAIR_BITS = 8
 # Rounding for the layer's output moves weights by more than half a step: room for a pair to grow.
 _SLACKS = (127 / 124, 127 / 120, 127 / 112)
-
-_DTYPES = frozenset((np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)))
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A weight and what it is multiplied with.
-
-    Attributes:
-        weight: the weight.
-        keys: its inputs, one for each use, all of one shape (G, K).
-        transposed: outputs are along the weight's last axis, not its first.
-    """
-
-    weight: Weight
-    keys: tuple[Key, ...]
-    transposed: bool
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(G, K)."""
-        return self.keys[0][1].shape
-
-    def rows(self) -> Array:
-        """The weight as (G, N, K): outputs of each group, inputs of each output."""
-        values = self.weight.values
-        groups, size = self.shape
-        return (values.T if self.transposed else values).reshape(groups, -1, size)
-
-    def from_rows(self, rows: Array) -> Array:
-        """Rows as they stand in the weight, in its dtype."""
-        shape = self.weight.shape
-        values = rows.astype(self.weight.dtype)
-        if self.transposed:
-            return np.ascontiguousarray(values.reshape(shape[::-1]).T)
-        return values.reshape(shape)
 
 
 @pass_options
@@ -195,7 +156,7 @@ class RoundWeights(Selection, Pass):
                 "does by itself."
             )
         found = list(self._survey(model))
-        layers = _in_order(model, [each for each in found if isinstance(each, _Layer)])
+        layers = in_order(model, [each for each in found if isinstance(each, RoundedLayer)])
         decided: dict[str, Decision] = {}
         # Rounding one group must not show in the inputs of the next, unless it was asked for.
         source = model if self.sequential else model.copy()
@@ -217,24 +178,22 @@ class RoundWeights(Selection, Pass):
 
     # ---- which layers
 
-    def _survey(self, model: Model) -> Iterator[_Layer | Decision]:
+    def _survey(self, model: Model) -> Iterator[RoundedLayer | Decision]:
         """A layer or a refusal for each weight."""
         for weight in model.weights():
             refusal = role_refusal(weight, {"weight"}) or self.verdict(weight)
             if refusal is None and self._given(weight, "bits") == 0:
                 reason = "bits=0 in `overrides` leaves it"
                 refusal = Decision(where=weight.where, taken=False, reason=reason)
-            if refusal is None and (reason := _objection(model, weight)):
-                refusal = Decision(where=weight.where, taken=False, reason=reason)
             refusal = refusal or values_refusal(weight)
             if refusal is not None:
                 yield refusal
                 continue
-            layer = _layer(weight)
-            if isinstance(layer, _Layer):
+            layer = rounded_layer(model, weight)
+            if isinstance(layer, RoundedLayer):
                 yield self._for(weight)._own_refusal(layer) or layer
             else:
-                yield layer
+                yield Decision(where=weight.where, taken=False, reason=layer)
 
     def _given(self, weight: Weight, key: str) -> Any:
         return given(self.overrides, weight_names(weight), key)
@@ -245,7 +204,7 @@ class RoundWeights(Selection, Pass):
         changes = {key: value for key, value in changes.items() if value is not None}
         return replace(self, **changes) if changes else self
 
-    def _own_refusal(self, layer: _Layer) -> Decision | None:
+    def _own_refusal(self, layer: RoundedLayer) -> Decision | None:
         inputs = layer.shape[1]
         if inputs > self.max_inputs:
             reason = f"{inputs} inputs make too large a Hessian; max_inputs is {self.max_inputs}"
@@ -256,8 +215,8 @@ class RoundWeights(Selection, Pass):
         return Decision(where=layer.weight.where, taken=False, reason=reason)
 
     def _groups(
-        self, model: Model, layers: list[_Layer], samples: Samples
-    ) -> Iterable[list[_Layer]]:
+        self, model: Model, layers: list[RoundedLayer], samples: Samples
+    ) -> Iterable[list[RoundedLayer]]:
         """Layers whose inputs are collected in one run."""
         if not layers:
             return []
@@ -265,7 +224,7 @@ class RoundWeights(Selection, Pass):
             items = dict(enumerate(layer.keys for layer in layers))
             groups = in_groups(model, items, samples, LIMIT_BYTES)
             return [[layers[index] for index in group] for group in groups]
-        together: list[list[_Layer]] = []
+        together: list[list[RoundedLayer]] = []
         for layer in layers:
             # Layers of one input, such as query, key and value, do not depend on each other.
             if together and _tensors(together[-1][0]) == _tensors(layer):
@@ -276,7 +235,7 @@ class RoundWeights(Selection, Pass):
 
     # ---- rounding
 
-    def _levels(self, layer: _Layer) -> Levels:
+    def _levels(self, layer: RoundedLayer) -> Levels:
         columns, block = layer.shape[1], None
         if self.per == "block":
             block = block_layout((1, columns), 0, self.block_size).block
@@ -288,7 +247,7 @@ class RoundWeights(Selection, Pass):
             short_scales=self.per == "block",
         )
 
-    def _round(self, layer: _Layer, grams: Mapping[Key, Gram]) -> Decision:
+    def _round(self, layer: RoundedLayer, grams: Mapping[Key, Gram]) -> Decision:
         """Rounds one weight."""
         where = layer.weight.where
         positions = sum(grams[key].positions for key in layer.keys)
@@ -311,7 +270,7 @@ class RoundWeights(Selection, Pass):
         figures = self._figures(rounded, positions)
         return Decision(where=where, taken=True, reason=reason, figures=figures)
 
-    def _rounded(self, layer: _Layer, hessian: Array) -> tuple[Rounded, bool]:
+    def _rounded(self, layer: RoundedLayer, hessian: Array) -> tuple[Rounded, bool]:
         """Rounded rows, and whether no pair of their codes saturates, if that matters."""
         levels = self._levels(layer)
         for slack in _SLACKS if self._adds_pairs(layer) else ():
@@ -321,7 +280,7 @@ class RoundWeights(Selection, Pass):
                 return rounded, True
         return self._solved(layer, hessian, levels), not self._adds_pairs(layer)
 
-    def _solved(self, layer: _Layer, hessian: Array, levels: Levels) -> Rounded:
+    def _solved(self, layer: RoundedLayer, hessian: Array, levels: Levels) -> Rounded:
         return round_rows(
             layer.rows(),
             hessian,
@@ -332,13 +291,13 @@ class RoundWeights(Selection, Pass):
             sweeps=self.sweeps,
         )
 
-    def _adds_pairs(self, layer: _Layer) -> bool:
+    def _adds_pairs(self, layer: RoundedLayer) -> bool:
         """Whether the codes will be int8 ones whose products are added in 16 bits."""
         plain = self.bits == _PAIR_BITS and self.symmetric and self.per != "block"
         fits = layer.weight.dtype == np.dtype(np.float32) and len(layer.weight.uses) == 1
         return bool(self.reduce_range) and plain and fits
 
-    def _is_kept(self, layer: _Layer) -> bool:
+    def _is_kept(self, layer: RoundedLayer) -> bool:
         """Whether a weight is on a grid already on which no pair of its codes saturates."""
         values = layer.weight.values
         return self._adds_pairs(layer) and _has_grid(layer, values) and _pairs_fit(layer, values)
@@ -368,10 +327,14 @@ def _decibels(energy: float, error: float) -> float:
     return round(10 * (math.log10(energy) - math.log10(error)), 2) if energy > 0 else -math.inf
 
 
+def _tensors(layer: RoundedLayer) -> set[str]:
+    return {name for name, _ in layer.keys}
+
+
 # ---------------- pairs of products
 
 
-def _least_scales(layer: _Layer) -> Array:
+def _least_scales(layer: RoundedLayer) -> Array:
     """Scales, shape (G, N), at which no pair of the weights as they are saturates."""
     (use,) = layer.weight.uses
     scales = minimum_pair_scale(adding_order(use.node, layer.weight.values))
@@ -380,110 +343,12 @@ def _least_scales(layer: _Layer) -> Array:
     return scales.reshape(rows) if scales.size == rows[0] * rows[1] else np.zeros(rows)
 
 
-def _has_grid(layer: _Layer, values: Array) -> bool:
+def _has_grid(layer: RoundedLayer, values: Array) -> bool:
     return own_grid(values, layer.weight.uses[0].channel_axis) is not None
 
 
-def _pairs_fit(layer: _Layer, values: Array) -> bool:
+def _pairs_fit(layer: RoundedLayer, values: Array) -> bool:
     """Whether quantize-static will keep the grid that weights are on."""
     (use,) = layer.weight.uses
     grid = own_grid(values, use.channel_axis)
     return grid is None or not raising_scale(use.node, values, use.channel_axis, grid).any()
-
-
-# ---------------- layers
-
-
-def _in_order(model: Model, layers: list[_Layer]) -> list[_Layer]:
-    """Layers in the order in which they run."""
-    order = {node: number for number, node in enumerate(sorted_nodes(model.graph))}
-    return sorted(layers, key=lambda layer: min(order[node] for node in layer.weight.nodes))
-
-
-def _tensors(layer: _Layer) -> set[str]:
-    return {name for name, _ in layer.keys}
-
-
-def _objection(model: Model, weight: Weight) -> str:
-    """Why the inputs of a weight cannot be known, or why it must stay; "" for a candidate."""
-    if weight.dtype not in _DTYPES:
-        return f"it is {weight.dtype.name}, whose own steps are too wide for a grid"
-    for use in weight.uses:
-        reason = _use_objection(model, weight, use)
-        if reason:
-            return reason
-    return ""
-
-
-def _use_objection(model: Model, weight: Weight, use: Use) -> str:
-    node = use.node
-    if node.graph is not model.graph:
-        place = "a function" if node.graph.is_function else "the body of a control-flow node"
-        return f"{node.where} stands in {place}, where inputs are not collected"
-    if use.role != "weight":
-        return f"it also feeds {node.where} ({node.op}), as {use.role}"
-    if node.domain or node.op not in ("MatMul", "Gemm", "Conv"):
-        return f"taken by {node.op}; only MatMul, Gemm and Conv are rounded"
-    if not use.direct:
-        return f"another node stands between it and {node.where}; run fold-constants first"
-    if isinstance(node.inputs[1 - use.input_index], Constant):
-        return f"{node.where} takes constants only; run fold-constants first"
-    if node.op != "Conv" and len(weight.shape) != 2:
-        return f"it has shape {weight.shape}; of MatMul and Gemm only matrices are rounded"
-    return ""
-
-
-def _layer(weight: Weight) -> _Layer | Decision:
-    """The layer of a candidate, or a refusal if its uses differ in what they see."""
-    first = weight.uses[0]
-    layer = _Layer(
-        weight=weight,
-        keys=tuple(
-            (str(use.node.inputs[1 - use.input_index].name), _layout(use, weight.shape))
-            for use in weight.uses
-        ),
-        transposed=_outputs_last(first),
-    )
-    for use, (_, layout) in zip(weight.uses, layer.keys, strict=True):
-        if layout.shape != layer.shape or _outputs_last(use) != layer.transposed:
-            reason = f"{first.node.where} and {use.node.where} take it along different axes"
-            return Decision(where=weight.where, taken=False, reason=reason)
-    return layer
-
-
-def _outputs_last(use: Use) -> bool:
-    """Whether outputs are along the last axis of the weight, not along its first."""
-    node, index = use.node, use.input_index
-    if node.op == "MatMul":
-        return index == 1
-    if node.op == "Gemm":
-        flipped = bool(node.attr("transB" if index else "transA", 0))
-        return flipped != bool(index)
-    return False
-
-
-def _layout(use: Use, shape: tuple[int, ...]) -> Layout:
-    """How a use sees its other input."""
-    node, index = use.node, use.input_index
-    if node.op == "Conv":
-        return _patches(node, shape)
-    size = shape[0] if _outputs_last(use) else shape[1]
-    if node.op == "MatMul":
-        return Vectors(size, -1 if index == 1 else -2)
-    flipped = bool(node.attr("transA" if index else "transB", 0))
-    return Vectors(size, -1 if flipped != bool(index) else -2)
-
-
-def _patches(node: Node, shape: tuple[int, ...]) -> Patches:
-    rank = len(shape) - 2
-    group = int(node.attr("group", 1))
-    ones = [1] * rank
-    return Patches(
-        channels=shape[1] * group,
-        group=group,
-        kernel=shape[2:],
-        strides=tuple(node.attr("strides") or ones),
-        dilations=tuple(node.attr("dilations") or ones),
-        pads=tuple(node.attr("pads") or [0] * 2 * rank),
-        auto_pad=str(node.attr("auto_pad", "NOTSET") or "NOTSET"),
-    )

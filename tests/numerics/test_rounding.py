@@ -176,7 +176,7 @@ def test_every_sweep_is_an_improvement() -> None:
 def test_many_rows_are_rounded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, hessian = problem(9, 2, 31, 20)
     whole = round_rows(rows, hessian, levels(20)).values
-    monkeypatch.setattr("onnxslim_passes.numerics.rounding._ELEMENTS", 200)
+    monkeypatch.setattr("onnxslim_passes.numerics.error_feedback._ELEMENTS", 200)
     assert np.array_equal(round_rows(rows, hessian, levels(20)).values, whole)
 
 
