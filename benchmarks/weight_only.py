@@ -22,11 +22,11 @@ from onnxslim_passes.evaluation.fidelity import compare_outputs
 from onnxslim_passes.evaluation.latency import compare_latency
 from onnxslim_passes.model import load
 from onnxslim_passes.passes.base import Context
-from onnxslim_passes.passes.store_weights import StoreWeights
+from onnxslim_passes.pipeline import Pipeline
 from onnxslim_passes.recipe import Recipe
 from onnxslim_passes.runtime import open_session
 
-RECIPES = ("float16", "int8-weights", "int4-weights", "int4-rounded")
+RECIPES = ("float16", "int8-weights", "int4-weights", "int4-rounded", "entropy-weights")
 
 
 def load_seconds(path: Path) -> float:
@@ -42,7 +42,7 @@ def measure(case: Case, recipe: str, out: Path) -> str:
     model = load(case.path)
     context = Context(samples=Samples.from_feeds(calibration))
     start = time.process_time()
-    for pass_ in (*Recipe.open(recipe).passes, StoreWeights()):
+    for pass_ in Pipeline(Recipe.open(recipe).passes).passes:
         pass_.apply(model, context)
     seconds = time.process_time() - start
     model.save(out)
@@ -52,7 +52,7 @@ def measure(case: Case, recipe: str, out: Path) -> str:
         scores = case.score(reference), case.score(candidate)
     before, after = case.path.stat().st_size / 1e6, out.stat().st_size / 1e6
     return (
-        f"{case.name:20} {recipe:13} {seconds:6.1f} {before:7.2f} {after:7.2f} {sqnr:7.2f} "
+        f"{case.name:20} {recipe:15} {seconds:6.1f} {before:7.2f} {after:7.2f} {sqnr:7.2f} "
         f"{scores[0]:>7} {scores[1]:>7} {speed:6.2f} "
         f"{load_seconds(case.path):6.2f} {load_seconds(out):6.2f}"
     )
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--recipe", action="append", help=f"default: {', '.join(RECIPES)}")
     options = parser.parse_args()
     print(
-        f"{'model':20} {'recipe':13} {'CPU s':>6} {'MB':>7} {'MB out':>7} {'SQNR dB':>7} "
+        f"{'model':20} {'recipe':15} {'CPU s':>6} {'MB':>7} {'MB out':>7} {'SQNR dB':>7} "
         f"{'score':>7} {'after':>7} {'speed':>6} {'load':>6} {'after':>6}"
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ def main() -> None:
                 try:
                     print(measure(case, recipe, Path(folder) / "out.onnx"), flush=True)
                 except OnnxSlimError as error:
-                    print(f"{case.name:20} {recipe:13} {type(error).__name__}: {error}", flush=True)
+                    print(f"{case.name:20} {recipe:15} {type(error).__name__}: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.prune_magnitude import PruneMagnitude
     from onnxslim_passes.passes.quantize_dynamic import QuantizeDynamic
     from onnxslim_passes.passes.quantize_static import QuantizeStatic
+    from onnxslim_passes.passes.quantize_to_rate import QuantizeToRate
     from onnxslim_passes.passes.quantize_weights import QuantizeWeights
     from onnxslim_passes.passes.remove_dead_channels import RemoveDeadChannels
     from onnxslim_passes.passes.round_weights import RoundWeights
@@ -75,6 +76,7 @@ __all__ = [
     "PruneMagnitude",
     "QuantizeDynamic",
     "QuantizeStatic",
+    "QuantizeToRate",
     "QuantizeWeights",
     "Recipe",
     "RemoveDeadChannels",

@@ -71,6 +71,12 @@ class Result:
     report: Report
 
 
+def default_storing(passes: Iterable[Pass]) -> StoreWeights:
+    """The storing pass that is appended to others that have none."""
+    coded = any(pass_.entropy_coded for pass_ in passes)
+    return StoreWeights(level="smallest") if coded else StoreWeights()
+
+
 class Pipeline:
     """Passes in order.
 
@@ -95,7 +101,7 @@ class Pipeline:
     ) -> None:
         chosen = list(passes)
         if store and not any(pass_.stage == Stage.STORE for pass_ in chosen):
-            chosen.append(StoreWeights())
+            chosen.append(default_storing(chosen))
         _check_order(chosen)
         self.passes = tuple(chosen)
         self.verify_each = verify_each

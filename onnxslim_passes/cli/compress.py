@@ -28,7 +28,7 @@ from onnxslim_passes.evaluation import Metric
 from onnxslim_passes.model import Model, load
 from onnxslim_passes.passes.base import Pass, RunSettings
 from onnxslim_passes.passes.store_weights import StoreWeights
-from onnxslim_passes.pipeline import Pipeline
+from onnxslim_passes.pipeline import Pipeline, default_storing
 from onnxslim_passes.recipe import Recipe, build_pass, format_pass, parse_pass, ready_recipes
 from onnxslim_passes.report.records import Report, check_report_suffix
 from onnxslim_passes.report.terminal import (
@@ -226,7 +226,7 @@ def _for_runtime(recipe: Recipe, what: What) -> Recipe:
     if what.no_store:
         raise UsageError("--min-runtime chooses how weights are stored; it goes without --no-store")
     stored = [pass_ for pass_ in recipe.passes if isinstance(pass_, StoreWeights)]
-    table = stored[0].to_table() if stored else {"name": StoreWeights.name}
+    table = (stored[0] if stored else default_storing(recipe.passes)).to_table()
     name = table.pop("name")
     return recipe.with_pass(build_pass(name, {**table, "min_runtime": what.min_runtime}))
 

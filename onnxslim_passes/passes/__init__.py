@@ -59,6 +59,7 @@ PASSES: MutableMapping[str, type[Pass]] = _Passes(
         "quantize-static": "quantize_static:QuantizeStatic",
         "quantize-dynamic": "quantize_dynamic:QuantizeDynamic",
         "quantize-weights": "quantize_weights:QuantizeWeights",
+        "quantize-to-rate": "quantize_to_rate:QuantizeToRate",
         "convert-float": "convert_float:ConvertFloat",
         "correct-bias": "correct_bias:CorrectBias",
         "fine-tune": "fine_tune:FineTune",

@@ -166,6 +166,7 @@ class Pass(abc.ABC):
         lossless: outputs stay the same within float rounding; the pipeline holds it to that.
         needs_samples: `apply` cannot work without calibration samples.
         needs_training: `apply` cannot work without samples to train on.
+        entropy_coded: what it leaves is small only once `store-weights` codes it by frequency.
     """
 
     name: ClassVar[str]
@@ -175,6 +176,7 @@ class Pass(abc.ABC):
     lossless: ClassVar[bool] = False
     needs_samples: ClassVar[bool] = False
     needs_training: ClassVar[bool] = False
+    entropy_coded: ClassVar[bool] = False
 
     def requires(self, model: Model) -> None:  # noqa: B027  # most passes work on any model
         """Raises UnsupportedModelError, naming tensors or nodes, if `apply` could not work."""

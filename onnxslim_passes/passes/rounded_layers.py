@@ -46,10 +46,10 @@ class RoundedLayer:
         groups, size = self.shape
         return (values.T if self.transposed else values).reshape(groups, -1, size)
 
-    def from_rows(self, rows: Array) -> Array:
-        """Rows as they stand in the weight, in its dtype."""
+    def from_rows(self, rows: Array, dtype: npt.DTypeLike | None = None) -> Array:
+        """Rows as they stand in the weight, in its dtype or another one."""
         shape = self.weight.shape
-        values = rows.astype(self.weight.dtype)
+        values = rows.astype(self.weight.dtype if dtype is None else dtype)
         if self.transposed:
             return np.ascontiguousarray(values.reshape(shape[::-1]).T)
         return values.reshape(shape)

@@ -35,6 +35,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"bits": 1, "per": "tensor", "scales": "max"},
         {"bits": 2},
     ],
+    "quantize-to-rate": [
+        {"rate": 2.0, "min_elements": 1},
+        {"allocation": "equal", "max_inputs": 8, "min_elements": 1},
+    ],
     "convert-float": [{"weights_only": False}, {"type": "float8_e4m3fn"}, {"type": "bfloat16"}],
     "smooth-activations": [
         {"min_gain_db": 0.01, "insert_below_db": 200.0},
