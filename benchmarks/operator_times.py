@@ -3,9 +3,8 @@
     python benchmarks/operator_times.py [NAME...] [--folder ../shared/models] [--recipe int8] ...
 
 ONNX Runtime's profiler, one thread, the models in turn: of each node the least time of 20 runs, in
-microseconds of one run, the mean over three held-out feeds (small, middle, large). "At best"
-is what speed there could be if nothing but products and convolutions took time beyond what it takes
-in float: no conversion, no smoothing, nothing that integers keep from being fused.
+microseconds of one run, the mean over three held-out feeds (small, middle, large). Layers are
+convolutions and products; dynamic ones also find scales, round and add biases.
 """
 
 import argparse
@@ -58,18 +57,16 @@ def measure(case: Case, recipes: list[str], folder: Path) -> None:
         done.model.save(paths[-1])
     profiles = profile_in_turn(paths, timed_feeds(held_out), rounds=ROUNDS)
     floating = by_operator(profiles[0])
-    rest = floating.total() - sum(floating[op] for op in FLOAT_LAYERS)
     for name, profiled in zip(["float", *recipes], profiles, strict=True):
         times = by_operator(profiled)
         layers = sum(times[op] for op in (*FLOAT_LAYERS, *INTEGER_LAYERS))
         shown = ", ".join(f"{op} {time:.0f}" for op, time in times.most_common(LISTED))
+        total = times.total()
         print(
-            f"{case.name} {name}: {times.total():.0f} us, {floating.total() / times.total():.2f}x"
+            f"{case.name} {name}: {total:.0f} us, {floating.total() / total:.2f}x; "
+            f"layers {layers:.0f}, others {total - layers:.0f}"
         )
         print(f"  {shown}", flush=True)
-        print(
-            f"  layers {layers:.0f}, at best {floating.total() / (layers + rest):.2f}x", flush=True
-        )
 
 
 def main() -> None:
