@@ -116,6 +116,14 @@ class _Item:
     def replaced(self) -> bool:
         return self.chosen is not self.offers[0]
 
+    def reject(self, reason: str) -> None:
+        """Takes the chosen encoding out of the offers; the first one, as it is, stays."""
+        encoding = self.chosen.plan.encoding
+        present, *others = self.offers
+        self.offers = [present, *(o for o in others if o.plan.encoding != encoding)]
+        told = f"{encoding} was rejected: {reason}"
+        self.rejected = f"{self.rejected}; {told}" if self.rejected else told
+
 
 class _Survey:
     """What is known of a model before any of its constants is priced, and the decisions so far."""
@@ -319,24 +327,42 @@ class StoreWeights(Selection, Pass):
         return _Item(constant, site, contents, [present, *smaller])
 
     def _prove(self, model: Model, replacements: dict[Replacement, _Item]) -> None:
-        """Applies those that fold; the items of the others go back to what they were."""
-        if not replacements:
-            return
-        try:
-            rejected = settle(model, list(replacements))
-        except RuntimeRefusedError as error:
-            reason = f"ONNX Runtime does not load the model, so folding cannot be proved: {error}"
-            rejected = dict.fromkeys(replacements, reason)
-        for replacement, reason in rejected.items():
-            item = replacements[replacement]
-            item.rejected = f"{item.chosen.plan.encoding} was rejected: {reason}"
-            item.chosen = item.offers[0]
+        """Applies those that fold; the other weights get what else is small and folds.
+
+        What no encoding is left for goes back to what it was.
+        """
+        while replacements:
+            try:
+                rejected = settle(model, list(replacements))
+            except RuntimeRefusedError as error:
+                reason = f"ONNX Runtime refuses the model, so folding cannot be proved: {error}"
+                for item in replacements.values():
+                    item.reject(reason)
+                    item.chosen = item.offers[0]
+                return
+            for replacement, reason in rejected.items():
+                replacements[replacement].reject(reason)
+            _choose_by_graph([replacements[each] for each in rejected])
+            replacements = {
+                each.with_root(replacements[each].chosen.plan.root): replacements[each]
+                for each in rejected
+                if replacements[each].replaced
+            }
 
 
 def _choose_offers(items: list[_Item]) -> None:
     offers = choose([Candidate(item.offers) for item in items])
     for item, offer in zip(items, offers, strict=True):
         item.chosen = offer
+
+
+def _choose_by_graph(items: Iterable[_Item]) -> None:
+    """Chooses again; what decoders share is counted as if no other weight had it yet."""
+    graphs: dict[Graph | None, list[_Item]] = {}
+    for item in items:
+        graphs.setdefault(item.constant.owner, []).append(item)
+    for found in graphs.values():
+        _choose_offers(found)
 
 
 def _choose_pool(items: list[_Item], site: Site) -> None:
@@ -369,7 +395,7 @@ def _decision(item: _Item) -> Decision:
     if shared is not None:
         figures["entropy_bits"] = round(shared.entropy_bits, 3)
     if item.replaced:
-        reason = _describe(item.chosen.plan)
+        reason = "; ".join(filter(None, (_describe(item.chosen.plan), item.rejected)))
     else:
         reason = item.rejected or f"{item.chosen.plan.encoding} is smallest: {_obstacle(item)}"
     return Decision(where=item.constant.where, taken=item.replaced, reason=reason, figures=figures)

@@ -144,6 +144,10 @@ class Replacement:
         else:
             self.constant.sparse = isinstance(self._root, Payload) and self._root.sparse
 
+    def with_root(self, root: Expression) -> "Replacement":
+        """Another form for the same weight; this one must be undone, or never applied."""
+        return Replacement(self.constant, root, self._writer)
+
     def undo(self) -> None:
         """Puts it back as it was; exactly so if the latest replacement is undone first."""
         if self._rebuilt is None:

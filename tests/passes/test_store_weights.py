@@ -388,6 +388,30 @@ def test_a_model_the_runtime_refuses_is_left_alone_aloud() -> None:
     assert model.to_proto().SerializeToString() == before
 
 
+def test_what_the_runtime_does_not_fold_gets_the_next_best_encoding() -> None:
+    """A grid along the last axis ends in a Transpose, which is fused with the Gemm, not folded."""
+    codes = np.rint(np.random.default_rng(0).normal(0, 30, (100, 10)))
+    weight = (codes * (2049 / 2**17)).astype(np.float32)  # exact, but not in float16
+    text = """<ir_version: 9, opset_import: ["": 20]>
+        g (float[N, 100] x) => (float[N, 10] y) { y = Gemm(x, w) }"""
+    model = build(text, w=weight + np.float32(0))
+    dense = model.copy()
+    (decision,) = [d for d in store(model).decisions if d.where == "w"]
+    assert decision.taken
+    assert decision.figures["encoding"] == "codebook-uint8"
+    assert "grid was rejected: with it stored, ONNX Runtime would run other" in decision.reason
+    assert model.to_proto().ByteSize() < dense.to_proto().ByteSize() / 2
+    assert_same_at_run_time(dense, model)
+    # With nothing else to choose it stays as it was, aloud.
+    alone = dense.copy()
+    (decision,) = [
+        d for d in store(alone, encodings=("grid", "narrow")).decisions if d.where == "w"
+    ]
+    assert not decision.taken
+    assert "grid was rejected" in decision.reason
+    assert alone.to_proto().ByteSize() == dense.to_proto().ByteSize()
+
+
 def test_options_restrict_the_choice() -> None:
     def taken(**options: Any) -> dict[str, object]:
         return encodings(store(mlp(few((64, 64), 14), few((64, 8), 3)), **options))
