@@ -4,10 +4,9 @@ The model it is given is never changed. Where a pass fails, or its result does, 
 and the rest of the recipe are left in a folder with which the failure can be repeated.
 """
 
-import math
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ import tomli_w
 
 from onnxslim_passes.calibration import RangeCache, Samples
 from onnxslim_passes.errors import (
-    InvalidModelError,
     OnnxSlimError,
     PassFailedError,
     RecipeError,
-    RuntimeRefusedError,
     SamplesError,
     UsageError,
     VerificationError,
@@ -28,34 +25,18 @@ from onnxslim_passes.errors import (
 from onnxslim_passes.evaluation import (
     Fidelity,
     ModelSize,
-    OutputFidelity,
-    compare_latency,
-    compare_outputs,
     count_parameters,
     measure_size,
 )
-from onnxslim_passes.model import Model, check_model, restore_names
+from onnxslim_passes.model import Model, restore_names
 from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, RunSettings, Stage
-from onnxslim_passes.passes.placement import find_target
 from onnxslim_passes.passes.store_weights import StoreWeights
 from onnxslim_passes.report.manifest import Manifest, read_manifest, write_manifest
 from onnxslim_passes.report.provenance import source_file, source_sha256, versions
 from onnxslim_passes.report.records import AT_LOAD, Decision, PassRecord, Report
-from onnxslim_passes.runtime import MODEL_LIMIT_BYTES, Optimization, Session, open_session
+from onnxslim_passes.runtime import open_session
 from onnxslim_passes.storage.unpacking import unpack_weights
-
-# A pass that claims to be lossless reorders float sums at most; 60 dB is three digits, far above
-# any real fault and below what float16 models lose by reordering.
-LOSSLESS_DB = 60.0
-
-# Where an output is close to zero everywhere, as that of a sigmoid on noise, rounding alone is a
-# large part of it: errors of a few float32 steps at 1.0 are faults only if little else is left.
-ROUNDING_ERROR = 1e-6
-ROUNDING_DB = 20.0
-
-# Feeds that the outputs are compared on, spread over the samples. A quarter of them would not do:
-# on text lines a few carry most of the error, and 16 of 64 gave 24.3 dB instead of 19.9 dB.
-VERIFICATION_FEEDS = 64
+from onnxslim_passes.verification import Judge, hold_equal
 
 
 @dataclass(frozen=True)
@@ -163,7 +144,6 @@ class Pipeline:
         digest = source_sha256(model)
         _write_account(work, model, digest, settings.seed, self.passes, preparations, records)
         fidelity = self._verify_result(work, judge)
-        judge.release()
         zstd = None if measure else False
         size = measure_size(work, feed=judge.first_feed, zstd=zstd)
         before = measure_size(model, source_file(model), feed=judge.first_feed, zstd=zstd)
@@ -184,19 +164,17 @@ class Pipeline:
         )
         return Result(work, report)
 
-    def _judge(self, model: Model, settings: RunSettings) -> "_Judge":
+    def _judge(self, model: Model, settings: RunSettings) -> Judge:
         """Who compares outputs; the data is checked against the model on the way."""
         self._check_samples(settings.samples, settings.training)
-        reference = open_session(model)
-        for data in (settings.samples, settings.training):
-            if data is not None:
-                data.check(reference.inputs)
-        judge = _Judge(model, reference, settings)
-        judge.release()
-        return judge
+        with open_session(model) as reference:
+            for data in (settings.samples, settings.training):
+                if data is not None:
+                    data.check(reference.inputs)
+            return Judge(model, reference, settings)
 
     def _run_passes(
-        self, work: Model, context: Context, judge: "_Judge"
+        self, work: Model, context: Context, judge: Judge
     ) -> tuple[list[PassRecord], Model]:
         """What each pass did to `work`, and `work` as it was before weights were stored."""
         records = []
@@ -243,7 +221,7 @@ class Pipeline:
                 "Python; labels are not needed as long as it learns from the original model."
             )
 
-    def _run_pass(self, index: int, work: Model, context: Context, judge: "_Judge") -> PassRecord:
+    def _run_pass(self, index: int, work: Model, context: Context, judge: Judge) -> PassRecord:
         pass_ = self.passes[index]
         before, before_bytes, start = work.copy(), work.nbytes(), time.perf_counter()
         try:
@@ -274,14 +252,14 @@ class Pipeline:
             fidelity=_fidelity_figures(fidelity, outputs=False) if fidelity else None,
         )
 
-    def _verify_result(self, work: Model, judge: "_Judge") -> Fidelity | None:
+    def _verify_result(self, work: Model, judge: Judge) -> Fidelity | None:
         """The verdict on the whole result; a pass that broke it is found by running them again."""
         lossless = all(pass_.lossless for pass_ in self.passes)
         names = ", ".join(pass_.name for pass_ in self.passes)
         try:
             fidelity = judge.verdict(work, names)
             if lossless:
-                judge.hold_lossless(None, work, names)
+                hold_equal(fidelity, names)
         except VerificationError as error:
             if self.verify_each:
                 raise
@@ -336,150 +314,6 @@ def _fix_overridable(work: Model) -> tuple[Decision, ...]:
         )
         for constant in work.fix_overridable_weights()
     )
-
-
-def _optimization(target: str) -> Optimization:
-    """How far the runtime here may fuse a result whose outputs are compared.
-
-    For a target that is not run here, Q/DQ pairs are computed as they stand: this CPU's integer
-    kernels may saturate where the target's do not.
-    """
-    return "all" if find_target(target).runs_here else "basic"
-
-
-class _Judge:
-    """Runs the original and what became of it on the same feeds."""
-
-    def __init__(self, model: Model, reference: Session, settings: RunSettings) -> None:
-        self._model, self._progress = model, settings.progress
-        self._session: Session | None = reference
-        self._inputs = reference.inputs
-        self._optimize = _optimization(settings.target)
-        self.warnings: tuple[str, ...] = ()
-        samples = settings.samples
-        if samples is None:
-            samples = self._random(reference, settings.seed)
-        self._samples = samples
-        self.first_feed = next(iter(self._feeds()), None)
-        self._count = sum(1 for _ in self._feeds())
-        self.description = _description(samples, self._count)
-
-    @property
-    def _reference(self) -> Session:
-        """The original; opened again if it was released."""
-        if self._session is None:
-            self._session = open_session(self._model)
-        return self._session
-
-    def release(self) -> None:
-        """Lets go of a large original until it is needed: passes open large sessions themselves."""
-        if self._session is not None and self._model.nbytes() > MODEL_LIMIT_BYTES:
-            self._session.close()
-            self._session = None
-
-    def _random(self, reference: Session, seed: int) -> Samples | None:
-        try:
-            samples = Samples.runnable_random(reference, seed=seed)
-        except SamplesError as error:
-            self.warnings += (f"The outputs were not compared: {error}",)
-            return None
-        self.warnings += (
-            "No samples were given: outputs were compared on random inputs, which shows that the "
-            "model runs but not how good it is.",
-        )
-        return samples
-
-    def _feeds(self) -> Iterable[Mapping[str, Any]]:
-        if self._samples is None:
-            return ()
-        return self._samples.feeds(self._inputs, most=VERIFICATION_FEEDS)
-
-    def verdict(self, model: Model, label: str) -> Fidelity | None:
-        """The error against the original.
-
-        Raises:
-            VerificationError: refused by the checker or ONNX Runtime, or not a number.
-        """
-        _check(model, label)
-        with _opened(model, label, self._optimize) as candidate:
-            fidelity = self._compared(self._reference, candidate, label)
-        if fidelity is not None and fidelity.sqnr_db == -math.inf:
-            worst = next(o for o in fidelity.outputs if o.sqnr_db == -math.inf)
-            raise VerificationError(
-                f"After {label} output {worst.name!r} has NaN or infinite values where the "
-                "original has none."
-            )
-        return fidelity
-
-    def hold_lossless(self, before: Model | None, model: Model, label: str) -> None:
-        """Raises VerificationError if passes that promise equal outputs do not give them."""
-        with _opened(model, label, self._optimize) as candidate:
-            if before is None:
-                fidelity = self._compared(self._reference, candidate, label)
-            else:
-                with _opened(before, label, self._optimize) as reference:
-                    fidelity = self._compared(reference, candidate, label)
-        for output in fidelity.outputs if fidelity is not None else ():
-            if _is_faulty(output):
-                raise VerificationError(
-                    f"{label} must leave the outputs as they are, but {output.name!r} has an SQNR "
-                    f"of {output.sqnr_db:.1f} dB (at least {LOSSLESS_DB:.0f} expected)."
-                )
-
-    def _compared(self, reference: Session, candidate: Session, label: str) -> Fidelity | None:
-        if self._samples is None:
-            return None
-        try:
-            feeds = self._progress.track(self._feeds(), "Verifying", self._count)
-            return compare_outputs(reference, candidate, feeds)
-        except RuntimeRefusedError as error:
-            raise VerificationError(f"After {label} the model does not run: {error}") from error
-
-    def latency(self, model: Model) -> dict[str, Any]:
-        """Times of the original and the result in turn; empty without a feed."""
-        if self.first_feed is None:
-            return {}
-        # One step: a bar that moved would cost time that is measured.
-        with open_session(model) as candidate:
-            for feed in self._progress.track((self.first_feed,), "Measuring latency"):
-                figures = asdict(compare_latency(self._reference, candidate, feed))
-        return figures
-
-
-def _description(samples: Samples | None, used: int) -> str:
-    if samples is None:
-        return ""
-    total = samples.feed_count
-    return (
-        f"{used} feeds of {samples.name}"
-        if used == total
-        else (f"{used} of {total} feeds of {samples.name}")
-    )
-
-
-def _is_faulty(output: OutputFidelity) -> bool:
-    """Whether an output is further off than sums in another order can make it.
-
-    Outputs that are no floats (labels, texts) may differ where two scores tie, which is rare.
-    """
-    if output.agreement is not None:
-        return False
-    only_rounding = output.max_error <= ROUNDING_ERROR and output.sqnr_db >= ROUNDING_DB
-    return output.sqnr_db < LOSSLESS_DB and not only_rounding
-
-
-def _check(model: Model, label: str) -> None:
-    try:
-        check_model(model)
-    except InvalidModelError as error:
-        raise VerificationError(f"After {label}: {error}") from error
-
-
-def _opened(model: Model, label: str, optimize: Optimization) -> Session:
-    try:
-        return open_session(model, optimize=optimize)
-    except RuntimeRefusedError as error:
-        raise VerificationError(f"After {label}: {error}") from error
 
 
 def _fidelity_figures(fidelity: Fidelity | None, *, outputs: bool = True) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnxslim_passes.errors import RuntimeRefusedError
+from onnxslim_passes.heap import trim_heap
 from onnxslim_passes.model import Model
 
 Array = npt.NDArray[Any]
@@ -227,8 +228,9 @@ class Session:
         return [_from_ort_value(v) for v in self.raw.run_with_ort_values(names, values, options)]
 
     def close(self) -> None:
-        """Drops the session and its temporary files; it cannot be run afterwards."""
+        """Drops the session, its memory and its temporary files; it cannot be run afterwards."""
         del self.raw
+        trim_heap()
         if self._cleanup is not None:
             self._cleanup()
 

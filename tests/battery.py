@@ -22,9 +22,9 @@ from onnxslim_passes.evaluation import compare_outputs
 from onnxslim_passes.model import Model, check_model
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage
 from onnxslim_passes.passes.selection import Selection
-from onnxslim_passes.pipeline import LOSSLESS_DB
 from onnxslim_passes.recipe import build_pass, format_pass, options_of, parse_pass
 from onnxslim_passes.runtime import open_session
+from onnxslim_passes.verification import LOSSLESS_DB
 from tests.zoo_small import IDLE, SMALL, Small
 
 Options = Mapping[str, Any]

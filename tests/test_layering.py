@@ -12,6 +12,7 @@ PACKAGE = Path(onnxslim_passes.__file__).parent
 # From the lowest to the highest.
 ROOMS = (
     "errors",
+    "heap",
     "numerics",
     "model",
     "runtime",
@@ -21,6 +22,7 @@ ROOMS = (
     "storage",
     "training",
     "passes",
+    "verification",
     "pipeline",
     "search",  # runs whole pipelines again, with other passes
     "recipe",

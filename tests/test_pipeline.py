@@ -23,8 +23,9 @@ from onnxslim_passes.evaluation import OutputFidelity
 from onnxslim_passes.model import Model, load
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.store_weights import StoreWeights
-from onnxslim_passes.pipeline import Pipeline, _is_faulty
+from onnxslim_passes.pipeline import Pipeline
 from onnxslim_passes.report.manifest import read_manifest
+from onnxslim_passes.verification import is_faulty
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +171,7 @@ def test_a_run_accounts_for_itself(model: Model, samples: Samples) -> None:
 def test_outputs_are_compared_on_feeds_spread_over_the_samples(
     model: Model, samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxslim_passes.pipeline.VERIFICATION_FEEDS", 2)
+    monkeypatch.setattr("onnxslim_passes.verification.VERIFICATION_FEEDS", 2)
     report = Pipeline([Scale()], store=False).run(model, samples=samples).report
     assert report.samples == "2 of 3 feeds of feeds"
 
@@ -235,7 +236,7 @@ def test_what_rounding_can_explain(
     sqnr_db: float, max_error: float, agreement: float | None, faulty: bool
 ) -> None:
     output = OutputFidelity("y", sqnr_db, 1.0, max_error, agreement)
-    assert _is_faulty(output) == faulty
+    assert is_faulty(output) == faulty
 
 
 def test_requirements_are_asked_with_the_name_of_the_pass(model: Model) -> None:

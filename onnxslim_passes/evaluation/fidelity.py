@@ -87,33 +87,50 @@ def compare_outputs(reference: Session, candidate: Session, feeds: Iterable[Feed
         VerificationError: The models have different numbers of outputs.
         RuntimeRefusedError: One of them does not run.
     """
-    pairs = _pairs(reference, candidate)
+    names = [spec.name for spec in reference.outputs]
+    expected = ((feed, reference.run(feed)) for feed in feeds)
+    return compare_results(names, reference.label, expected, candidate)
+
+
+def compare_results(
+    names: Sequence[str],
+    label: str,
+    expected: Iterable[tuple[Feed, Mapping[str, Any]]],
+    candidate: Session,
+) -> Fidelity:
+    """Runs a model on feeds of which the results are known; errors as of `compare_outputs`.
+
+    Args:
+        names: The outputs of the reference, in order.
+        label: How messages call the reference.
+        expected: Feeds, and what the reference gives on each.
+        candidate: The model.
+    """
+    pairs = _pairs(names, label, candidate)
     sums = [OutputSums(name) for name, _ in pairs]
     wanted = [spec.name for spec in candidate.inputs]
     count = 0
-    for feed in feeds:
-        expected = reference.run(feed)
+    for feed, known in expected:
         # A pass may have removed an input that nothing used.
         found = candidate.run({name: feed[name] for name in wanted if name in feed})
         for (left, right), output in zip(pairs, sums, strict=True):
-            output.update(expected[left], found[right])
+            output.update(known[left], found[right])
         count += 1
     if count == 0:
         raise SamplesError("Outputs cannot be compared: there are no samples.")
     return Fidelity(tuple(output.result() for output in sums), count)
 
 
-def _pairs(reference: Session, candidate: Session) -> list[tuple[str, str]]:
+def _pairs(left: Sequence[str], label: str, candidate: Session) -> list[tuple[str, str]]:
     """The names of each output in both models."""
-    left = [o.name for o in reference.outputs]
     right = [o.name for o in candidate.outputs]
     if len(left) != len(right):
         raise VerificationError(
-            f"The outputs differ: {', '.join(left)} in {reference.label}, "
+            f"The outputs differ: {', '.join(left)} in {label}, "
             f"{', '.join(right)} in {candidate.label}."
         )
     if set(left) == set(right):
-        right = left
+        right = list(left)
     return list(zip(left, right, strict=True))
 
 
