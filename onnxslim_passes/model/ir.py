@@ -20,6 +20,7 @@ from onnxslim_passes.model.payload import (
     Payload,
     SparsePayload,
     TensorPayload,
+    flat_pieces,
     numpy_dtype,
     sparse_payload,
 )
@@ -128,6 +129,10 @@ class Constant(gs.Constant):
     @values.setter
     def values(self, values: Array) -> None:
         self.payload = ArrayPayload(np.asarray(values))
+
+    def flat_pieces(self) -> Iterator[Array]:
+        """The values one after the other, those in a file a piece at a time; read-only."""
+        return flat_pieces(self.payload)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ into, byte for byte; external data is read only when asked for and copied in pie
 import math
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from onnxslim_passes.errors import ExternalDataError, InvalidModelError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 1 << 20
 
 # Whole numbers of these types may be written as varints instead of raw data.
 _VARINT_FIELDS = {np.dtype(np.int32): "int32_data", np.dtype(np.int64): "int64_data"}
@@ -250,6 +251,19 @@ class ArrayPayload:
             )
         return new_tensor(self.values, name)
 
+    def described(self, name: str) -> TensorProto:
+        """The message of `tensor` without its raw data, for values that are no varints or texts."""
+        message = TensorProto(dims=self.shape, data_type=self.elem_type)
+        if name:
+            message.name = name
+        return message
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the values in memory are the raw data of a message."""
+        plain = self.values.dtype != object and self.elem_type not in _PACKED_BITS
+        return plain and sys.byteorder == "little"
+
 
 class Source(Protocol):
     """An open file."""
@@ -303,12 +317,17 @@ class FilePayload(_Message):
 
     def tensor(self, name: str) -> TensorProto:
         """A message that holds the values, read now."""
-        whole = TensorProto()
-        whole.CopyFrom(self.proto)
-        if whole.name != name:  # an empty name that is present takes bytes
-            whole.name = name
+        whole = self.described(name)
         whole.raw_data = b"".join(self.chunks())
         return whole
+
+    def described(self, name: str) -> TensorProto:
+        """The message of `tensor` without its raw data."""
+        message = TensorProto()
+        message.CopyFrom(self.proto)
+        if message.name != name:  # an empty name that is present takes bytes
+            message.name = name
+        return message
 
 
 @dataclass(frozen=True, eq=False)
@@ -460,6 +479,25 @@ def sparse_payload(values: Array) -> SparsePayload:
     return SparsePayload(proto)
 
 
+def flat_pieces(payload: Payload) -> Iterator[Array]:
+    """The values one after the other, in pieces of at most `CHUNK_BYTES` if they are in a file.
+
+    Raises:
+        InvalidModelError, ExternalDataError: they are incomplete.
+    """
+    dtype = numpy_dtype(payload.elem_type)
+    whole = payload.elem_type not in (*_PACKED_BITS, TensorProto.STRING)
+    if (
+        whole
+        and isinstance(payload, FilePayload | ExternalPayload)
+        and payload.length == math.prod(payload.shape) * dtype.itemsize
+    ):
+        for piece in payload.chunks():
+            yield np.frombuffer(piece, dtype)
+        return
+    yield payload.array().reshape(-1)
+
+
 __all__ = [
     "CHUNK_BYTES",
     "MOST_VARINTS",
@@ -471,6 +509,7 @@ __all__ = [
     "SparsePayload",
     "TensorPayload",
     "external_payload",
+    "flat_pieces",
     "new_tensor",
     "numpy_dtype",
     "onnx_elem_type",

@@ -9,7 +9,7 @@ without them: in their place stands where they are.
 import mmap
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from onnx import TensorProto
 from onnxslim_passes.errors import InvalidModelError
 from onnxslim_passes.model.payload import CHUNK_BYTES, FilePayload, Payload
 
-__all__ = ["Lifted", "lift"]
+__all__ = ["Lifted", "filled", "lift"]
 
 # Smaller values stay in the message: shape arithmetic is made of such.
 SMALLEST_BYTES = 8192
@@ -157,6 +157,65 @@ def _kept(
     yield bytes(view[copied:stop])
 
 
+def filled(message: bytes, mark: bytes, lengths: Sequence[int]) -> list[bytes | int] | None:
+    """The bytes of a model in which some tensors have a mark for raw data, as if they had values.
+
+    Args:
+        message: the model; the raw data of a tensor may be `mark` and four bytes, a number.
+        mark: bytes that are nowhere else in the message.
+        lengths: bytes of the values that belong to each number.
+
+    Returns:
+        Bytes in order, and numbers of the values that stand between them; None if there are marks
+        where values cannot be put.
+    """
+    pieces, _ = _filled(message, (0, len(message)), "ModelProto", mark, lengths)
+    found = sum(isinstance(piece, int) for piece in pieces)
+    return pieces if found == message.count(mark) else None
+
+
+def _filled(
+    message: bytes, span: tuple[int, int], kind: str, mark: bytes, lengths: Sequence[int]
+) -> tuple[list[bytes | int], int]:
+    """The pieces of one message within the model, and their bytes in all."""
+    children, (copied, stop) = _CHILDREN[kind], span
+    pieces: list[bytes | int] = []
+    size, at = stop - copied, copied
+    while (at := _next_field(message, at, stop, mark)) < stop:
+        begin, (tag, at) = at, _varint(message, at)
+        length, body = _varint(message, at)
+        at, number = body + length, tag >> 3
+        if kind == "TensorProto" and number == _RAW_DATA:
+            index = int.from_bytes(message[body + len(mark) : at])
+            inner: list[bytes | int] = [index]
+            inner_size = lengths[index]
+        elif number in children:
+            inner, inner_size = _filled(message, (body, at), children[number], mark, lengths)
+        else:
+            continue
+        head = _encoded(tag) + _encoded(inner_size)
+        pieces += [message[copied:begin] + head, *inner]
+        size += len(head) + inner_size - (at - begin)
+        copied = at
+    return [*pieces, message[copied:stop]], size
+
+
+def _next_field(message: bytes, at: int, stop: int, mark: bytes) -> int:
+    """Where the next field with a mark in it begins; `stop` if there is none."""
+    place = message.find(mark, at, stop)
+    while place >= 0:
+        begin = at
+        tag, at = _varint(message, at)
+        if tag & 7 == _LENGTH:
+            length, at = _varint(message, at)
+            at += length
+        else:
+            at = _behind(message, at, tag & 7)
+        if at > place:
+            return begin
+    return stop
+
+
 def _mark(number: int) -> bytes:
     """The fields that a tensor has instead of its raw data."""
     tensor = TensorProto(data_location=TensorProto.EXTERNAL)
@@ -165,7 +224,7 @@ def _mark(number: int) -> bytes:
     return message
 
 
-def _behind(view: memoryview, at: int, wire: int) -> int:
+def _behind(view: memoryview | bytes, at: int, wire: int) -> int:
     """The place behind a value that has no length."""
     if wire == _VARINT:
         return _varint(view, at)[1]
@@ -174,7 +233,7 @@ def _behind(view: memoryview, at: int, wire: int) -> int:
     raise ValueError("a wire type that no message of ONNX has")
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
+def _varint(view: memoryview | bytes, at: int) -> tuple[int, int]:
     """A number of seven bits a byte, lowest first, and the place behind it."""
     value = 0
     for index in range(_MOST_VARINT_BYTES):

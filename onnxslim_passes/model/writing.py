@@ -2,16 +2,19 @@
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from onnxslim_passes.errors import OutputError
 from onnxslim_passes.model.exporting import held
 from onnxslim_passes.model.ir import Constant
-from onnxslim_passes.model.payload import CHUNK_BYTES, ExternalPayload, FilePayload
+from onnxslim_passes.model.payload import CHUNK_BYTES, ArrayPayload, ExternalPayload, FilePayload
+from onnxslim_passes.model.wire import filled
 
 if TYPE_CHECKING:
     from onnxslim_passes.model.model import Model
@@ -25,8 +28,15 @@ LARGEST_MESSAGE_BYTES = (1 << 31) - (1 << 20)
 # Tensors smaller than this stay in the model file: readers need their values for shapes.
 SMALLEST_EXTERNAL_BYTES = 1024
 
+# Values from here on are never varints (see `payload.MOST_VARINTS`), and worth a place of their
+# own.
+SMALLEST_MARKED_BYTES = 1 << 14
+
 # Pages, so that readers can map the file into memory.
 ALIGNMENT_BYTES = 4096
+
+
+Piece = bytes | memoryview
 
 
 def save(model: "Model", path: str | Path, *, external: bool | None = None) -> None:
@@ -53,7 +63,7 @@ def save(model: "Model", path: str | Path, *, external: bool | None = None) -> N
     _refuse_own_data(model, path, data_path)
     with _errors_named(path), _replacing(path) as stream:
         if not external:
-            stream.write(model.to_proto().SerializeToString(deterministic=True))
+            stream.writelines(_message(model))
             return
         if data_path.is_symlink():
             raise OutputError(f"{data_path} is a link; external data is never written through one.")
@@ -62,6 +72,47 @@ def save(model: "Model", path: str | Path, *, external: bool | None = None) -> N
             stream.write(proto.SerializeToString(deterministic=True))
             # All bytes of both files are on the disk before either takes the place of an old one.
             _flush(stream)
+
+
+def _message(model: "Model") -> Iterator[Piece]:
+    """The bytes of a model that holds all its values, large ones a piece at a time."""
+    writer = _MarkWriter()
+    marked = model.export(writer).SerializeToString(deterministic=True)
+    pieces = filled(marked, writer.mark, writer.lengths)
+    if pieces is None:
+        yield model.to_proto().SerializeToString(deterministic=True)
+        return
+    for piece in pieces:
+        if isinstance(piece, int):
+            yield from _pieces(writer.marked[piece])
+        else:
+            yield piece
+
+
+class _MarkWriter:
+    """Leaves large values out of the message, with a mark in their place."""
+
+    def __init__(self) -> None:
+        self.mark = secrets.token_bytes(16)
+        self.marked: list[Constant] = []
+        self.lengths: list[int] = []
+
+    def __call__(self, constant: Constant) -> TensorProto:
+        payload = constant.payload
+        if isinstance(payload, FilePayload):
+            message, length = payload.described(constant.name), payload.length
+        elif (
+            isinstance(payload, ArrayPayload)
+            and payload.elem_type != TensorProto.STRING
+            and payload.nbytes >= SMALLEST_MARKED_BYTES
+        ):
+            message, length = payload.described(constant.name), payload.nbytes
+        else:
+            return held(constant)
+        message.raw_data = self.mark + len(self.marked).to_bytes(4)
+        self.marked.append(constant)
+        self.lengths.append(length)
+        return message
 
 
 class _DataWriter:
@@ -88,10 +139,13 @@ class _DataWriter:
         return proto
 
 
-def _pieces(constant: Constant) -> Iterator[bytes | memoryview]:
+def _pieces(constant: Constant) -> Iterator[Piece]:
     payload = constant.payload
     if isinstance(payload, ExternalPayload | FilePayload):
         yield from payload.chunks()
+        return
+    if isinstance(payload, ArrayPayload) and payload.is_raw:
+        yield np.ascontiguousarray(payload.values).reshape(-1).view(np.uint8).data
         return
     message = held(constant)
     if not message.HasField("raw_data"):

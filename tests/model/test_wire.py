@@ -3,6 +3,7 @@
 import gc
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -12,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_passes.errors import InvalidModelError
 from onnxslim_passes.model import Model, load
-from onnxslim_passes.model.payload import FilePayload
-from onnxslim_passes.model.wire import SMALLEST_BYTES, lift
+from onnxslim_passes.model.payload import CHUNK_BYTES, FilePayload
+from onnxslim_passes.model.wire import SMALLEST_BYTES, filled, lift
 
 LARGE = SMALLEST_BYTES // 4 + 1  # float32 elements that stay in the file
 
@@ -167,3 +168,50 @@ def test_descriptors_are_given_back(tmp_path: Path) -> None:
         load(path).copy()
     gc.collect()
     assert len(list(folder.iterdir())) <= before + 1
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float16", "bfloat16", "int4", "uint2", "int64", "bool", "object"]
+)
+@pytest.mark.parametrize("size", [10, 20_000, (1 << 20) + 3])
+def test_streamed_files_are_those_of_one_message(
+    dtype: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = getattr(ml_dtypes, dtype, None) or np.dtype(dtype)
+    values = np.arange(size) % 2
+    array = values.astype(str).astype(object) if dtype == "object" else values.astype(kind)
+    onnx.save(everywhere(), tmp_path / "source.onnx")
+    model = load(tmp_path / "source.onnx")
+    for index, constant in enumerate(model.constants()):
+        if index % 2:  # the others stay in the file
+            constant.values = array
+    expected = model.to_proto().SerializeToString(deterministic=True)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("one message held all values")
+
+    monkeypatch.setattr(Model, "to_proto", refuse)
+    model.save(tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == expected
+    load(tmp_path / "m.onnx").save(tmp_path / "again.onnx")  # from file to file
+    assert (tmp_path / "again.onnx").read_bytes() == expected
+
+
+def test_marks_where_no_value_can_be_put() -> None:
+    message = onnx.ModelProto(producer_name="here MARK1234").SerializeToString()
+    assert filled(message, b"MARK", [5]) is None
+    assert filled(message, b"none", []) == [message]
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_values_in_a_file_are_read_piece_by_piece(external: bool, tmp_path: Path) -> None:
+    expected = values(CHUNK_BYTES // 2)
+    onnx.save(everywhere(), tmp_path / "source.onnx")
+    model = load(tmp_path / "source.onnx")
+    for constant in model.constants():
+        constant.values = expected
+    model.save(tmp_path / "m.onnx", external=external)
+    for constant in load(tmp_path / "m.onnx").constants():
+        pieces = list(constant.flat_pieces())
+        assert [piece.nbytes for piece in pieces] == [CHUNK_BYTES] * 2
+        assert np.array_equal(np.concatenate(pieces), expected)
