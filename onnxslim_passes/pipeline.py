@@ -24,8 +24,6 @@ from onnxslim_passes.errors import (
 )
 from onnxslim_passes.evaluation import (
     Fidelity,
-    ModelSize,
-    count_parameters,
     measure_size,
 )
 from onnxslim_passes.model import Model, restore_names
@@ -111,7 +109,8 @@ class Pipeline:
             target: the runtime the result is meant for.
             seed: of everything random.
             progress: shows how far long work has come.
-            measure: whether latency and compressed sizes go into the report.
+            measure: whether latency, compressed sizes and multiply-accumulates of a run go into
+                the report; without it the latter come from declared shapes, where these are fixed.
             checkpoints: folder for the state of passes that train.
             cache: of ranges of activations.
 
@@ -144,9 +143,10 @@ class Pipeline:
         digest = source_sha256(model)
         _write_account(work, model, digest, settings.seed, self.passes, preparations, records)
         fidelity = self._verify_result(work, judge)
-        zstd = None if measure else False
-        size = measure_size(work, feed=judge.first_feed, zstd=zstd)
-        before = measure_size(model, source_file(model), feed=judge.first_feed, zstd=zstd)
+        # Counting exactly takes a run of each model.
+        feed, zstd = (judge.first_feed, None) if measure else (None, False)
+        before = measure_size(model, source_file(model), dense=dense, feed=feed, zstd=zstd)
+        after = measure_size(work, dense=unstored, feed=feed, zstd=zstd)
         report = Report(
             source=model.path.name if model.path else "",
             source_sha256=digest,
@@ -157,8 +157,8 @@ class Pipeline:
             passes=tuple(records),
             preparations=preparations,
             fidelity=_fidelity_figures(fidelity),
-            before=asdict(_with_parameters_of(dense, before)),
-            after=asdict(_with_parameters_of(unstored, size)),
+            before=asdict(before),
+            after=asdict(after),
             latency=judge.latency(work) if measure else {},
             warnings=judge.warnings,
         )
@@ -296,12 +296,6 @@ def _check_order(passes: Sequence[Pass]) -> None:
     stores = [pass_.name for pass_ in passes if pass_.stage == Stage.STORE]
     if len(stores) > 1 or (stores and passes[-1].stage != Stage.STORE):
         raise RecipeError(f"{stores[0]} must be the last pass, and the only one of its stage.")
-
-
-def _with_parameters_of(dense: Model, size: ModelSize) -> ModelSize:
-    """Codes and tables of a stored weight are no parameters: counts what they stand for."""
-    parameters, nonzero = count_parameters(dense)
-    return replace(size, parameters=parameters, nonzero_parameters=nonzero)
 
 
 def _fix_overridable(work: Model) -> tuple[Decision, ...]:

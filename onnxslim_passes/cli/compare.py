@@ -19,7 +19,6 @@ from onnxslim_passes.evaluation import (
     ModelSize,
     compare_latency,
     compare_outputs,
-    count_parameters,
     measure_size,
 )
 from onnxslim_passes.model import Model, load
@@ -174,13 +173,10 @@ def _measure(
 
 def _size(model: Model, path: Path, feed: Feed | None) -> ModelSize:
     """The size, with the parameters that stored codes stand for instead of the codes."""
-    size = measure_size(model, path=path, feed=feed)
-    if read_manifest(model) is None:
-        return size
     # The runtime rebuilds them at load.
-    folded = load(optimized_graph(path, level="basic"))
-    parameters, nonzero = count_parameters(folded)
-    return dataclasses.replace(size, parameters=parameters, nonzero_parameters=nonzero)
+    stored = read_manifest(model) is not None
+    dense = load(optimized_graph(path, level="basic")) if stored else None
+    return measure_size(model, path, dense=dense, feed=feed)
 
 
 def _operators(model: Model) -> collections.Counter[str]:

@@ -78,6 +78,7 @@ def measure_size(
     model: Model,
     path: str | Path | None = None,
     *,
+    dense: Model | None = None,
     feed: Feed | None = None,
     zstd: bool | None = None,
 ) -> ModelSize:
@@ -86,6 +87,8 @@ def measure_size(
     Args:
         model: Stays as it is.
         path: Its file; without one the model is saved to a temporary folder to be weighed.
+        dense: The model before its weights were stored: codes and tables are no parameters. By
+            default `model` itself.
         feed: Inputs of one run, for exact multiply-accumulates: of the branches taken, loops
             counted as often as they run. Without it they come from the declared shapes.
         zstd: Whether to compress; by default files up to `ZSTD_LIMIT_BYTES` are, because level 19
@@ -98,12 +101,12 @@ def measure_size(
         with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
             saved = Path(folder) / "model.onnx"
             model.save(saved)
-            return measure_size(model, saved, feed=feed, zstd=zstd)
+            return measure_size(model, saved, dense=dense, feed=feed, zstd=zstd)
     files = _files(model, Path(path))
     file_bytes = sum(file.stat().st_size for file in files)
     if zstd is None:
         zstd = file_bytes <= ZSTD_LIMIT_BYTES
-    parameters, nonzero = count_parameters(model)
+    parameters, nonzero = count_parameters(model if dense is None else dense)
     macs, note = count_macs(model, feed)
     return ModelSize(
         file_bytes, zstd_size(files) if zstd else None, parameters, nonzero, macs, note
@@ -170,9 +173,8 @@ def count_parameters(model: Model) -> tuple[int, int]:
         ]
         uses = [(n, i) for n, i in uses if i not in _GRID_INPUTS.get(n.op, ())]
         if uses and (id(constant) in weights or _is_quantized(constant, uses)):
-            values = constant.values
-            total += values.size
-            nonzero += _count_nonzero(values, uses)
+            total += constant.size
+            nonzero += _count_nonzero(constant, uses)
     return total, nonzero
 
 
@@ -184,21 +186,19 @@ def _is_quantized(constant: Constant, uses: Sequence[tuple[Node, int]]) -> bool:
     return constant.elem_type == TensorProto.INT32 and any((n.op, i) in biases for n, i in uses)
 
 
-def _count_nonzero(
-    values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], uses: Sequence[tuple[Node, int]]
-) -> int:
+def _count_nonzero(constant: Constant, uses: Sequence[tuple[Node, int]]) -> int:
     """Elements that stand for a value other than 0: for integers, other than the zero point."""
     for node, index in uses:
         if node.op == "DequantizeLinear" and index == 0 and len(node.inputs) > 2:
             zero = node.inputs[2]
             if isinstance(zero, Constant) and not node.attr("block_size", 0):
-                points = zero.values.astype(np.int32)
+                values, points = constant.values, zero.values
                 if points.size > 1:
                     shape = [1] * values.ndim
                     shape[int(node.attr("axis", 1))] = points.size
                     points = points.reshape(shape)
-                return int(np.count_nonzero(values.astype(np.int32) != points))
-    return int(np.count_nonzero(values))
+                return int(np.count_nonzero(values != points))
+    return sum(int(np.count_nonzero(piece)) for piece in constant.flat_pieces())
 
 
 # ---------------- multiply-accumulates

@@ -90,6 +90,18 @@ def test_quantized_parameters_count_against_their_zero_point(per_channel: bool) 
     assert count_parameters(found) == (12, 4)
 
 
+def test_parameters_of_a_stored_model_are_those_of_the_dense_one() -> None:
+    codes = model(
+        "(float[N, 4] x) => (float[N, 6] y) { w = Gather(t, i) y = MatMul(x, w) }",
+        t=ones(2),
+        i=np.zeros((4, 6), np.int64),
+    )
+    dense = model("(float[N, 4] x) => (float[N, 6] y) { y = MatMul(x, w) }", w=ones(4, 6))
+    size = measure_size(codes, dense=dense, zstd=False)
+    assert (size.parameters, size.nonzero_parameters) == (24, 24)
+    assert size.file_bytes == measure_size(codes, zstd=False).file_bytes
+
+
 def test_bytes_and_zstd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = model("(float[N, 64] x) => (float[N, 64] y) { y = MatMul(x, w) }", w=ones(64, 64))
     found.save(tmp_path / "m.onnx")
