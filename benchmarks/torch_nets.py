@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -65,12 +66,20 @@ def resnet18() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
-def mobilenet() -> nn.Module:
-    """Depthwise separable convolutions with ReLU6 and Hardswish, 50 k parameters."""
+def mobilenet(*, depthwise: bool = True) -> nn.Module:
+    """Depthwise separable convolutions with ReLU6 and Hardswish, 50 k parameters.
+
+    Args:
+        depthwise: False leaves the depthwise convolutions out; pixels are dropped where they have
+            strides. The rest works on tensors of the same sizes.
+    """
 
     def separable(before: int, after: int, stride: int) -> list[nn.Module]:
+        spatial: nn.Module = nn.Conv2d(before, before, 3, stride, 1, groups=before, bias=False)
+        if not depthwise:
+            spatial = nn.MaxPool2d(1, stride) if stride > 1 else nn.Identity()
         return [
-            nn.Conv2d(before, before, 3, stride, 1, groups=before, bias=False),
+            spatial,
             nn.BatchNorm2d(before),
             nn.ReLU6(),
             nn.Conv2d(before, after, 1, bias=False),
@@ -133,6 +142,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lenet5": (lenet5, (64, 1, 28, 28)),
     "resnet18": (resnet18, (16, 3, 32, 32)),
     "mobilenet": (mobilenet, (16, 3, 32, 32)),
+    "pointwise": (functools.partial(mobilenet, depthwise=False), (16, 3, 32, 32)),
     "encoder": (Encoder, (16, 32)),
 }
 

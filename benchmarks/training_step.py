@@ -55,6 +55,8 @@ SETTINGS = (
     Setting("ResNet-18, 16 of 32x32, batch statistics", "resnet18", "batch"),
     Setting("MobileNet, 16 of 32x32, frozen statistics", "mobilenet"),
     Setting("MobileNet, 16 of 32x32, batch statistics", "mobilenet", "batch"),
+    Setting("the same without depthwise convolutions, frozen", "pointwise"),
+    Setting("the same without depthwise convolutions, batch", "pointwise", "batch"),
     Setting("Transformer encoder, 16 of 32 tokens", "encoder"),
 )
 
@@ -215,7 +217,7 @@ def main() -> None:
     import tempfile
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("nets", nargs="*", help="lenet5, resnet18, mobilenet, encoder")
+    parser.add_argument("nets", nargs="*", help="lenet5, resnet18, mobilenet, pointwise, encoder")
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     print(
