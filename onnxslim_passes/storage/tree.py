@@ -3,7 +3,7 @@
     merge(zeros, ones, bytes, ...):
         b = Cast(bytes)
         start = Where(bits[b], ones before the byte + Shape(zeros), zeros before the byte)
-        GatherElements(Concat(zeros, ones), Reshape(Add(start, place[b]), [-1]))
+        GatherElements(Concat(zeros, ones, spare), Reshape(Add(start, place[b]), [-1]))
 
 A node (`numerics.wavelet_tree`) merges what its two branches gave: bit i says from which of them
 symbol i comes, and it is the next one there. Its place is counted in two steps, up to the byte by
@@ -90,7 +90,9 @@ def _merge(site: Site) -> Function:
         _sums_before(step("Gather", all_zeros, numbers)),
     )
     index = reshape(step("Add", starts, step("Gather", place, numbers)), (-1,))
-    body = step("GatherElements", step("Concat", zeros, ones, axis=0), index)
+    # Up to 7 unused bits, zeros, look behind the symbols of a 0: not all branches are that long.
+    spare = Literal.of([0] * 7, np.uint8)
+    body = step("GatherElements", step("Concat", zeros, ones, spare, axis=0), index)
     return Function("t", 7, body, site.opset)
 
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from onnxslim_passes.numerics.wavelet_tree import Leaf, Split
 from onnxslim_passes.runtime import open_session, optimized_graph
 from onnxslim_passes.storage import ENCODINGS
 from onnxslim_passes.storage.base import Plan, Site, Step, walk
 from onnxslim_passes.storage.contents import Contents
+from onnxslim_passes.storage.tree import merged_symbols
 from tests.storage.test_encodings import identity_model, store
 
 
@@ -46,6 +48,22 @@ def test_both_forms_rebuild_every_bit(
         assert rebuilt.tobytes() == values.tobytes()
     left = {node.op_type for node in optimized_graph(proto, level="basic").graph.node}
     assert left <= {"Identity"}
+
+
+@pytest.mark.parametrize("functions", [True, False])
+@pytest.mark.parametrize("rare", [1, 2, 5])
+@pytest.mark.parametrize("table", [4, 16])
+def test_unused_bits_look_behind_short_branches(table: int, rare: int, functions: bool) -> None:
+    """One rare symbol, such as an outlier, beside a table whose stream has no unused bits."""
+    many, alone = Leaf(tuple(range(table)), table), Leaf((table,), rare)
+    symbols = np.r_[np.arange(table), [table] * rare].astype(np.uint8)
+    symbols = np.random.default_rng(0).permutation(symbols)
+    site = Site(17, functions=functions)
+    for root in (Split(many, alone), Split(alone, many)):
+        model = identity_model(symbols, site)
+        store(model, Plan("codebook-huffman", merged_symbols(root, symbols, site)))
+        rebuilt = open_session(model.to_proto(), optimize="none").run({})["y"]
+        assert rebuilt.tobytes() == symbols.tobytes()
 
 
 def test_large_weights_have_the_form_that_loads_faster() -> None:
