@@ -4,7 +4,8 @@
 
 Every run is a process of its own. What goes into and comes out of convolutions and matrix products
 is measured; the samples are the model's calibration feeds, the largest first, again and again.
-Without the folder of real models, a small convolution network with random weights stands in.
+Without the folder of real models, or by the name stand-in, a small convolution network with random
+weights and images of 16 widths stands in.
 
 Large blocks are allocated apart (MALLOC_MMAP_THRESHOLD_, glibc): otherwise the peak varies by a
 fifth between runs on the same samples, as holes in the heap happen to fall. It slows the runs down.
@@ -33,7 +34,7 @@ ALLOCATION = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def stand_in() -> tuple[Model, list[Feed]]:
-    """Eight convolutions of 32 channels, and images of 64 x 64."""
+    """Eight convolutions of 32 channels, and images of 64 x 136 down to 64 x 16."""
     random = np.random.default_rng(0)
     nodes, weights, last = [], [], "x"
     for layer in range(8):
@@ -43,12 +44,13 @@ def stand_in() -> tuple[Model, list[Feed]]:
         nodes.append(helper.make_node("Conv", [last, f"w{layer}"], [f"c{layer}"], pads=[1] * 4))
         nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
         last = f"r{layer}"
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 64, 64])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 64, "W"])
     y = helper.make_tensor_value_info(last, TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "stand_in", [x], [y], weights)
     opsets = [helper.make_opsetid("", 17)]
     model = load(helper.make_model(graph, opset_imports=opsets, ir_version=8))
-    feeds = [{"x": random.normal(size=(1, 3, 64, 64)).astype(np.float32)} for _ in range(16)]
+    widths = range(136, 8, -8)
+    feeds = [{"x": random.normal(size=(1, 3, 64, w)).astype(np.float32)} for w in widths]
     return model, feeds
 
 
