@@ -26,6 +26,7 @@ from onnxslim_passes.evaluation import (
     Fidelity,
     measure_size,
 )
+from onnxslim_passes.heap import trim_heap
 from onnxslim_passes.model import Model, restore_names
 from onnxslim_passes.passes.base import Context, NoProgress, Pass, Progress, RunSettings, Stage
 from onnxslim_passes.passes.store_weights import StoreWeights
@@ -185,6 +186,7 @@ class Pipeline:
             if pass_.stage == Stage.QUANTIZE and context.floating is None:
                 context = replace(context, floating=work.copy())
             records.append(self._run_pass(index, work, context, judge))
+            trim_heap()
         return records, unstored
 
     def _unpack(self, work: Model) -> tuple[Decision, ...]:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from pydantic import Field
 
+from onnxslim_passes import pipeline
 from onnxslim_passes.calibration import Samples
 from onnxslim_passes.errors import (
     PassFailedError,
@@ -285,3 +286,10 @@ def test_verification_and_latency_show_progress(model):
     Pipeline([Scale()]).run(model, progress=shown)
     assert ("Verifying", 8) in shown.labels
     assert "Measuring latency" in dict(shown.labels)
+
+
+def test_freed_memory_goes_back_after_each_pass(model, samples, monkeypatch):
+    trimmed = []
+    monkeypatch.setattr(pipeline, "trim_heap", lambda: trimmed.append("a pass"))
+    Pipeline([Scale(), Scale(factor=1.02)], store=False).run(model, samples=samples, measure=False)
+    assert trimmed == ["a pass"] * 2
