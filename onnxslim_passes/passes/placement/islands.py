@@ -4,6 +4,7 @@ Node names of Q/DQ and names of initializers survive the runtime's optimizations
 left can be found by name in its optimized graph.
 """
 
+import re
 from collections.abc import Iterable
 
 import onnx
@@ -12,6 +13,7 @@ from onnxslim_passes.passes.placement.insertion import Inserted
 from onnxslim_passes.passes.placement.sites import Site
 from onnxslim_passes.report.records import Decision
 
+_MADE_UP = re.compile(r"_token_\d+$")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -57,6 +59,11 @@ def border_decisions(optimized: onnx.GraphProto) -> list[Decision]:
 def _border(
     node: onnx.NodeProto, maker: onnx.NodeProto | None, behind: Iterable[onnx.NodeProto]
 ) -> str:
-    start = f"{maker.op_type} {maker.name!r}" if maker is not None else "an input of the model"
-    end = ", ".join(f"{taker.op_type} {taker.name!r}" for taker in behind) or "the model's output"
+    start = _called(maker) if maker is not None else "an input of the model"
+    end = ", ".join(sorted(_called(taker) for taker in behind)) or "the model's output"
     return f"{node.op_type} stays, at the border from {start} to {end}"
+
+
+def _called(node: onnx.NodeProto) -> str:
+    """The node, without the number in a name of the runtime, which differs from run to run."""
+    return f"{node.op_type} {_MADE_UP.sub('', node.name)!r}"
