@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from onnxslim_passes.passes.remove_dead_channels import RemoveDeadChannels
     from onnxslim_passes.passes.round_weights import RoundWeights
     from onnxslim_passes.passes.smooth_activations import SmoothActivations
+    from onnxslim_passes.passes.split_residuals import SplitResiduals
     from onnxslim_passes.passes.store_weights import StoreWeights
     from onnxslim_passes.passes.strip_metadata import StripMetadata
     from onnxslim_passes.pipeline import Pipeline, Result
@@ -85,6 +86,7 @@ __all__ = [
     "RoundWeights",
     "Samples",
     "SmoothActivations",
+    "SplitResiduals",
     "Stage",
     "StoreWeights",
     "StripMetadata",

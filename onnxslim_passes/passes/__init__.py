@@ -62,6 +62,7 @@ PASSES: MutableMapping[str, type[Pass]] = _Passes(
         "quantize-to-rate": "quantize_to_rate:QuantizeToRate",
         "convert-float": "convert_float:ConvertFloat",
         "correct-bias": "correct_bias:CorrectBias",
+        "split-residuals": "split_residuals:SplitResiduals",
         "fine-tune": "fine_tune:FineTune",
         "store-weights": "store_weights:StoreWeights",
     }
