@@ -1,7 +1,6 @@
 """`quantize-static`: integer weights and activations, with ranges from calibration samples."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,7 +11,7 @@ from pydantic import Field
 from onnxslim_passes.calibration.observers import ObserverOptions
 from onnxslim_passes.calibration.run import TensorRange, collect_ranges
 from onnxslim_passes.calibration.samples import Samples
-from onnxslim_passes.errors import RuntimeRefusedError, SamplesError, UnsupportedModelError
+from onnxslim_passes.errors import SamplesError, UnsupportedModelError
 from onnxslim_passes.model import Model, Node, Variable
 from onnxslim_passes.passes.base import Context, Decision, Pass, PassResult, Stage, pass_options
 from onnxslim_passes.passes.embeddings import (
@@ -24,30 +23,23 @@ from onnxslim_passes.passes.embeddings import (
 from onnxslim_passes.passes.overrides import check_overrides
 from onnxslim_passes.passes.placement import (
     BY_RULE,
-    CPU,
     Inserted,
     Scheme,
     Schemes,
     Site,
     Survey,
     border_decisions,
-    chained,
-    choose,
-    estimate,
     find_target,
     float_tensors,
-    gains,
     inputs_only,
     insert_pairs,
     needs_narrow_weights,
     pairs_decision,
     quantize_rest,
     rest_tensors,
-    saturating_sites,
     survey,
     takes_wide,
     target_decisions,
-    unfused_sites,
     unplaced,
     weights_only,
     without_flat_ends,
@@ -57,7 +49,7 @@ from onnxslim_passes.passes.selection import Selection
 from onnxslim_passes.passes.spared import Spared, spared, spared_decisions, with_wide
 from onnxslim_passes.passes.static_bodies import StaticBodies, parts
 from onnxslim_passes.passes.static_decisions import Placement, comparison_decision, site_decision
-from onnxslim_passes.passes.static_profile import ProfiledTrial, slower_sites
+from onnxslim_passes.passes.static_placement import StaticPlacer
 from onnxslim_passes.passes.static_ranges import Calibrated, elements_of, limits_of
 from onnxslim_passes.passes.static_schemes import (
     ActivationType,
@@ -66,10 +58,6 @@ from onnxslim_passes.passes.static_schemes import (
     idle_overrides,
     schemes_of,
 )
-from onnxslim_passes.runtime import optimized_graph
-
-# The runtime either fuses a site or not; what a removed neighbour changes shows in the next round.
-_ROUNDS = 5
 
 _PER_CHANNEL_OPSET = 13  # DequantizeLinear's `axis`
 _PRODUCTS = ("Gemm", "MatMul")
@@ -407,86 +395,16 @@ class QuantizeStatic(Selection, Pass):
         calibrated: Calibrated,
         context: Context,
     ) -> Placement:
-        """Chooses, builds, asks the runtime, and gives up what it did not fuse."""
-        none, empty = self._obstacles(found, schemes, calibrated)
-        elements = elements_of(calibrated.ranges, context)
-        if self.placement in BY_RULE:
-            chosen = {site.key for site in found.sites} - empty
-            return replace(none, chosen=frozenset(chosen))
-        forced = {site.key for site in found.sites if self._is_forced(site, schemes)} - empty
-        little = _of_little_gain(found, elements, self.min_gain) - forced
-        none, empty = replace(none, little=frozenset(little)), empty | little
-        settle = partial(self._settle, work, found, calibrated, context, none, forced)
-        placed = settle(empty)
-        if self.placement != "profile" or not placed.chosen:
-            return placed
-        insert = partial(self._insert, calibrated=calibrated, context=context)
-        trial = ProfiledTrial(work, found, insert, self.samples_of(context))
-        placed = replace(placed, measured=trial.times(placed.chosen))
-        slower = slower_sites(found, placed.chosen, placed.measured) - forced
-        if not slower:
-            return placed
-        others = {site.key for site in found.sites} - placed.chosen
-        fewer = settle(empty | others | slower)
-        compared = trial.compare(placed.chosen, fewer.chosen)
-        kept = replace(fewer, measured=placed.measured) if compared.pays else placed
-        return replace(kept, slower=placed.chosen - fewer.chosen, compared=compared)
-
-    def _settle(
-        self,
-        work: Model,
-        found: Survey,
-        calibrated: Calibrated,
-        context: Context,
-        none: Placement,
-        forced: set[str],
-        floating: set[str],
-    ) -> Placement:
-        """The cheapest choice, without what the runtime did not fuse of it."""
-        elements = elements_of(calibrated.ranges, context)
-        unfused: set[str] = set()
-        for _ in range(_ROUNDS):
-            left = floating | unfused - forced
-            chosen = choose(found, elements, CPU, integer=forced, floating=left)
-            if not chosen:
-                return replace(none, unfused=frozenset(unfused))
-            trial = work.copy()
-            inserted = self._insert(trial, chosen, calibrated, context)
-            try:
-                optimized = optimized_graph(trial, weights=False).graph
-            except RuntimeRefusedError as error:
-                # The newest opset can be ahead of the kernels of the installed runtime.
-                raise UnsupportedModelError(f"with Q/DQ pairs, {error}") from error
-            failed = {site.key for site in unfused_sites(optimized, inserted)}
-            unfused |= failed
-            if not failed - forced:
-                break
-        return replace(
-            none, chosen=frozenset(chosen), unfused=frozenset(unfused), optimized=optimized
+        placer = StaticPlacer(
+            options=self,
+            work=work,
+            found=found,
+            schemes=schemes,
+            calibrated=calibrated,
+            elements=elements_of(calibrated.ranges, context),
+            insert=partial(self._insert, calibrated=calibrated, context=context),
         )
-
-    def _obstacles(
-        self, found: Survey, schemes: Schemes, calibrated: Calibrated
-    ) -> tuple[Placement, set[str]]:
-        """Nothing chosen yet, and the keys of all sites that cannot be."""
-        sites = found.sites
-        none = Placement(
-            chosen=frozenset(),
-            unfused=frozenset(),
-            boundless=frozenset(site.key for site in sites if calibrated.is_boundless(site)),
-            saturated=frozenset(saturating_sites(found, calibrated.limits, schemes)),
-            sensitive=frozenset(site.key for site in sites if calibrated.spare.touches(site)),
-            optimized=None,
-        )
-        others = {site.key for site in sites if calibrated.is_unseen(site) or self.leaves(site)}
-        return none, others | none.boundless | none.saturated | none.sensitive
-
-    def _is_forced(self, site: Site, schemes: Schemes) -> bool:
-        """Whether an option wants a site on integers, whatever it costs."""
-        everywhere = self.placement == "everywhere" and site.weight is not None
-        # Asked for by name: no CPU gains time by it.
-        named = schemes.of(site.node).format.wide and not schemes.default.format.wide
-        return everywhere or named
+        return placer.place(self.samples_of(context))
 
     def leaves(self, site: Site) -> bool:
         """Whether an option leaves a node with weights in float."""
@@ -545,18 +463,6 @@ def _is_wide(activations: str | None) -> bool:
 def _levels(scheme: Scheme) -> int:
     """How many codes an activation has."""
     return 1 << 8 * scheme.activations.itemsize
-
-
-def _of_little_gain(found: Survey, elements: Mapping[str, float], share: float) -> set[str]:
-    """Keys of the nodes with weights that save less than a share of all nodes' float time.
-
-    Those in the midst of integers are not among them.
-    """
-    if not share:
-        return set()
-    total = sum(estimate(site, elements, CPU).floating for site in found.sites)
-    saved = gains(found, elements, CPU)
-    return {key for key, gain in saved.items() if gain < share * total} - chained(found)
 
 
 def _makers(model: Model) -> dict[str, Node]:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from onnxslim_passes.calibration.samples import Samples
 from onnxslim_passes.model import Model, check_model
-from onnxslim_passes.passes import quantize_static
+from onnxslim_passes.passes import static_placement
 from onnxslim_passes.passes.base import Context, PassResult
 from onnxslim_passes.passes.placement import (
     Labels,
@@ -176,7 +176,7 @@ def unshared() -> Model:
 
 
 def test_islands_that_lose_go_back_to_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize_static, "ProfiledTrial", _Known)
+    monkeypatch.setattr(static_placement, "ProfiledTrial", _Known)
     model = unshared()
     result = quantize(model, placement="profile")
     check_model(model)
@@ -195,7 +195,7 @@ def test_islands_that_lose_go_back_to_float(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_they_stay_where_the_whole_model_does_not_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize_static, "ProfiledTrial", _KnownWorse)
+    monkeypatch.setattr(static_placement, "ProfiledTrial", _KnownWorse)
     model, plain = unshared(), unshared()
     result = quantize(model, placement="profile")
     quantize(plain, placement="pays")
