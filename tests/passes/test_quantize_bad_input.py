@@ -27,10 +27,10 @@ Array = npt.NDArray[Any]
 Feeds = list[dict[str, Array]]
 
 PIPELINES: dict[str, tuple[Pass, ...]] = {
-    # Alone, correct-bias has no quantized layer to speak of.
+    # Alone, correct-bias has no quantized layer to speak of; a lossless pass quantizes nothing.
     kind.name: (kind(),)
     for kind in PASSES.values()
-    if kind.stage == Stage.QUANTIZE and kind.name != "correct-bias"
+    if kind.stage == Stage.QUANTIZE and not kind.lossless and kind.name != "correct-bias"
 } | {
     "static-everywhere": (PASSES["quantize-static"](observer="mse", placement="everywhere"),),
     "static-all": (PASSES["quantize-static"](placement="all"),),
