@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from onnxslim_passes import heap
 from onnxslim_passes.heap import trim_heap
 
 BLOCK, COUNT = 64 << 10, 512  # 32 MB in pieces that glibc does not map one by one
@@ -28,11 +29,12 @@ def test_holes_in_the_heap_are_given_back() -> None:
 
 
 def test_other_systems_have_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxslim_passes import heap
-
+    loaded: list[object] = []
     monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(heap.ctypes, "CDLL", loaded.append)
     heap._trimmer.cache_clear()
     try:
         trim_heap()
     finally:
         heap._trimmer.cache_clear()
+    assert not loaded

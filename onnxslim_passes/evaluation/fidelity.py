@@ -134,6 +134,16 @@ def _pairs(left: Sequence[str], label: str, candidate: Session) -> list[tuple[st
     return list(zip(left, right, strict=True))
 
 
+def worst_error(outputs: Iterable["OutputSums"]) -> float:
+    """The error of the worst float output, its power over that of the signal.
+
+    0 without an output of floats or without an error, 1e300 at most.
+    """
+    figures = [output.result().sqnr_db for output in outputs]
+    worst = min((figure for figure in figures if not math.isnan(figure)), default=math.inf)
+    return float(10.0 ** min(-worst / 10, 300.0))
+
+
 class OutputSums:
     """The sums of one output so far; r is the reference, c the candidate."""
 

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim_passes.numerics.arrays import FloatArray
+from onnxslim_passes.numerics.error_feedback import Mask, Points, Solver, Wide, output_error
 from onnxslim_passes.numerics.histograms import weighted_histogram
 
 Floats = npt.NDArray[np.float64]
@@ -36,6 +37,7 @@ HIGHEST_RATE = 6.5
 """Bits a weight at which `MOST_DISTINCT` integers are enough for weights of ordinary shape."""
 
 _BISECTIONS = 40
+_STEP_BITS = 11
 _HALVINGS = 40  # of the largest magnitude, to reach a step that is fine enough
 
 
@@ -85,6 +87,43 @@ def step_for_rate(values: FloatArray, rate: float) -> float:
         else:
             coarse = middle
     return coarse
+
+
+def short_step(step: float) -> float:
+    """A step of few significant bits, not finer: times integers below 2^13 exact in float32."""
+    mantissa, exponent = np.frexp(step)
+    return float(np.ldexp(np.ceil(np.ldexp(mantissa, _STEP_BITS)), exponent - _STEP_BITS))
+
+
+def round_to_step(
+    rows: FloatArray, step: float, hessian: Wide | None = None, *, damping: float = 0.1
+) -> tuple[npt.NDArray[np.int64], bool]:
+    """Weights as whole numbers of steps, at most `MOST_DISTINCT` different ones.
+
+    Args:
+        rows: (G groups, N rows, K columns), finite.
+        step: > 0.
+        hessian: (G, K, K) of the layer's inputs, finite; None to round to nearest.
+        damping: see `Solver`.
+
+    Returns:
+        Integers of the shape of `rows`, zeros where those are zero, and whether errors were fed
+        back: not without a Hessian, and not where that makes the error of the output no smaller.
+    """
+    exact = rows.astype(np.float64)
+    nearest = few_distinct(np.rint(exact / step).astype(np.int64))
+    if hessian is None:
+        return nearest, False
+    start: Wide = np.multiply(nearest, step, dtype=np.float64)
+    solver = Solver(hessian, damping=damping, act_order=True, sweeps=0)
+    every = np.full((1, 1, 1), np.inf)
+    free: Mask = np.asarray(rows != 0)
+    points = Points(np.full((1, 1, 1), step), -every, every, free=free)
+    found = few_distinct(np.rint(solver.solve(rows, start, points) / step).astype(np.int64))
+    plain_error = output_error(exact - start, hessian).sum()
+    if output_error(exact - found * step, hessian).sum() < plain_error:
+        return found, True
+    return nearest, False
 
 
 def few_distinct(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -9,16 +9,18 @@ import numpy.typing as npt
 
 from onnxslim_passes.calibration.hessians import Gram, Key
 from onnxslim_passes.model import Weight
-from onnxslim_passes.numerics.error_feedback import Points, Solver, Wide, output_error
-from onnxslim_passes.numerics.rates import entropy_bits, few_distinct, step_for_rate
+from onnxslim_passes.numerics.error_feedback import Wide
+from onnxslim_passes.numerics.rates import (
+    entropy_bits,
+    round_to_step,
+    short_step,
+    step_for_rate,
+)
 from onnxslim_passes.passes.rounded_layers import RoundedLayer
 
 __all__ = ["Rounded", "layer_hessian", "round_to_rate"]
 
 Array = npt.NDArray[Any]
-
-# Significant bits of a step: times integers below 2^13 they are exact in float32.
-_STEP_BITS = 11
 
 
 @dataclass(frozen=True)
@@ -55,23 +57,17 @@ def round_to_rate(
         hessian: of the layer's inputs, finite, shape (G, K, K).
         damping: see `numerics.error_feedback.Solver`.
     """
-    step = _short(step_for_rate(weight.values, rate))
+    step = short_step(step_for_rate(weight.values, rate))
     if layer is None or hessian is None:
-        codes = np.rint(weight.values.astype(np.float64) / step).astype(np.int64)
-        return _made(weight, codes, step, fed_back=False)
-    rows = layer.rows()
-    exact: Wide = rows.astype(np.float64)
-    nearest = few_distinct(np.rint(exact / step).astype(np.int64))
-    start: Wide = np.multiply(nearest, step, dtype=np.float64)
-    solver = Solver(hessian, damping=damping, act_order=True, sweeps=0)
-    every = np.full((1, 1, 1), np.inf)
-    points = Points(np.full((1, 1, 1), step), -every, every, free=rows != 0)
-    found = few_distinct(np.rint(solver.solve(rows, start, points) / step).astype(np.int64))
-    plain_error = output_error(exact - start, hessian).sum()
-    better = output_error(exact - found * step, hessian).sum() < plain_error
-    chosen = found if better else nearest
-    codes = layer.from_rows(chosen, np.int64)
-    return _made(weight, codes, step, fed_back=bool(better))
+        codes, fed_back = round_to_step(weight.values.reshape(1, 1, -1), step)
+        codes = codes.reshape(weight.shape)
+    else:
+        codes, fed_back = round_to_step(layer.rows(), step, hessian, damping=damping)
+        codes = layer.from_rows(codes, np.int64)
+    largest = float(np.finfo(weight.dtype).max)
+    # Rounding up may pass the end of float16; adding 0 turns -0.0 into 0.0.
+    values = (codes * step).clip(-largest, largest).astype(weight.dtype) + weight.dtype.type(0)
+    return Rounded(values, step, entropy_bits(codes), fed_back)
 
 
 def layer_hessian(layer: RoundedLayer, grams: Sequence[Mapping[Key, Gram]]) -> Wide:
@@ -85,17 +81,3 @@ def layer_hessian(layer: RoundedLayer, grams: Sequence[Mapping[Key, Gram]]) -> W
         for key in layer.keys:
             total += part[key].matrix
     return total
-
-
-def _made(weight: Weight, codes: npt.NDArray[np.int64], step: float, *, fed_back: bool) -> Rounded:
-    codes = few_distinct(codes)
-    largest = float(np.finfo(weight.dtype).max)
-    # Rounding up may pass the end of float16.
-    values = (codes * step).clip(-largest, largest).astype(weight.dtype) + weight.dtype.type(0)
-    return Rounded(values, step, entropy_bits(codes), fed_back)
-
-
-def _short(step: float) -> float:
-    """Of few significant bits, not finer than `step`."""
-    mantissa, exponent = np.frexp(step)
-    return float(np.ldexp(np.ceil(np.ldexp(mantissa, _STEP_BITS)), exponent - _STEP_BITS))

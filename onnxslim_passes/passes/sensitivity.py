@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnxslim_passes.calibration import Samples
-from onnxslim_passes.evaluation.fidelity import OutputSums
+from onnxslim_passes.evaluation.fidelity import OutputSums, worst_error
 from onnxslim_passes.model import Model, Node, Variable
 from onnxslim_passes.numerics.affine import AffineGrid
 from onnxslim_passes.passes.base import Progress
@@ -91,9 +91,7 @@ class _Trial:
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             for name, array in self._run(feed, group).items():
                 sums[name].update(expected[name], array)
-        figures = [output.result().sqnr_db for output in sums.values()]
-        worst = min((figure for figure in figures if not math.isnan(figure)), default=math.inf)
-        return float(10.0 ** min(-worst / 10, 300.0))
+        return worst_error(sums.values())
 
     def _run(self, feed: Mapping[str, Any], group: Sequence[str]) -> Mapping[str, Any]:
         flags = np.isin(self._names, np.array(group, dtype=str))

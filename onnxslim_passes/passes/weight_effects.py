@@ -4,7 +4,6 @@ Weights become inputs that have their values as defaults, so that a run that fee
 one of them shows its effect.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import helper
 
-from onnxslim_passes.evaluation.fidelity import OutputSums
+from onnxslim_passes.evaluation.fidelity import OutputSums, worst_error
 from onnxslim_passes.model import Constant, Model, Weight
 from onnxslim_passes.runtime import Feed, Session, open_session
 
@@ -31,17 +30,12 @@ class WeightEffects:
         self._expected = [session.run(feed) for feed in feeds]
 
     def error(self, weight: Weight, values: npt.NDArray[Any]) -> float:
-        """The error of the worst float output, its power over that of the signal.
-
-        0 without an output of floats, 1e300 at most.
-        """
+        """The error of the worst float output, power over signal power; see `worst_error`."""
         sums = {spec.name: OutputSums(spec.name) for spec in self._session.outputs}
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             for name, array in self._session.run({**feed, weight.name: values}).items():
                 sums[name].update(expected[name], array)
-        figures = [output.result().sqnr_db for output in sums.values()]
-        worst = min((figure for figure in figures if not math.isnan(figure)), default=math.inf)
-        return float(10.0 ** min(-worst / 10, 300.0))
+        return worst_error(sums.values())
 
 
 def is_measurable(model: Model, weight: Weight) -> bool:
