@@ -12,6 +12,8 @@ from onnxslim_passes.numerics.rates import (
     entropy_bits,
     equal_slope_rates,
     few_distinct,
+    round_to_step,
+    short_step,
     step_for_rate,
 )
 
@@ -117,3 +119,26 @@ def test_tensors_without_error_get_the_least() -> None:
 def test_a_rate_beyond_the_bounds_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rate is 7.*expected 1\.0 to 6\.5"):
         equal_slope_rates([1], [4], [1], rate=7.0, lowest=1.0)
+
+
+def test_feedback_is_kept_only_where_the_output_gains() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(1, 16, 24)) * (rng.random((1, 16, 24)) > 0.2)
+    inputs = rng.normal(size=(4, 24)) @ rng.normal(size=(24, 24))
+    hessian = (inputs.T @ inputs)[None]
+    nearest, plain = round_to_step(rows, 0.5)
+    found, fed_back = round_to_step(rows, 0.5, hessian)
+    assert (plain, fed_back) == (False, True)
+    assert (found[rows == 0] == 0).all()
+    errors = [np.asarray(rows - codes * 0.5) for codes in (nearest, found)]
+    before, after = (float(np.sum((error @ hessian) * error)) for error in errors)
+    assert after < before
+    assert not round_to_step(nearest * 0.5, 0.5, hessian)[1]
+
+
+@given(st.floats(1e-30, 1e30))
+def test_short_steps_are_not_finer_and_give_exact_multiples(step: float) -> None:
+    short = short_step(step)
+    assert step <= short <= step * 1.002
+    codes = np.arange(-(1 << 13), 1 << 13, 977)
+    assert np.array_equal((codes * short).astype(np.float32).astype(np.float64), codes * short)
