@@ -101,19 +101,14 @@ def restore(
     found: list[_Spared] = []
     for words, way in _ways(settings.target):
         layers = touched(pipeline.passes, decisions, ranked, way)
-        # With all weights in float nothing would be left of what was asked for.
-        most = max((rank for rank, layer in enumerate(layers) if layer.weights), default=0)
-        if way is not leave_out:
-            most = len(layers)
-        drops = {0: first}
-        counts = _Counts(most, drops, limit)
+        counts = _Counts(_most(layers, way), {0: first}, limit)
         for count in settings.progress.track(counts, "Restoring layers", MAX_RUNS - 1):
             passes = way(pipeline.passes, decisions, layers[:count]).passes
-            drops[count] = drop_of(run(passes, measure=False).model)
-        runs += len(drops) - 1
+            counts.drops[count] = drop_of(run(passes, measure=False).model)
+            runs += 1
         spared = layers[: counts.best()]
         chosen = way(pipeline.passes, decisions, spared)
-        found.append(_Spared(words, chosen, tuple(spared), first, drops[len(spared)]))
+        found.append(_Spared(words, chosen, tuple(spared), first, counts.drops[len(spared)]))
         if found[-1].after <= limit:
             break
     best = min(found, key=lambda each: (max(each.after, limit), len(each.layers)))
@@ -123,6 +118,13 @@ def restore(
     report = _told(final.report, best, limit)
     labels = best.override.labels
     return Restored(replace(final, report=report), best.after, labels, runs + 1, len(ranked))
+
+
+def _most(layers: Sequence[LayerError], way: Way) -> int:
+    """How many layers may be spared: with all weights in float nothing would be left."""
+    if way is not leave_out:
+        return len(layers)
+    return max((rank for rank, layer in enumerate(layers) if layer.weights), default=0)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class _Counts:
     """
 
     def __init__(self, most: int, drops: dict[int, float], limit: float) -> None:
-        self._most, self._drops, self._limit = most, drops, limit
+        self._most, self.drops, self._limit = most, drops, limit
 
     def __iter__(self) -> Iterator[int]:
         for left in range(MAX_RUNS - 1, 0, -1):
@@ -193,8 +195,8 @@ class _Counts:
             yield count
 
     def _next(self, left: int) -> int | None:
-        kept = [count for count, drop in self._drops.items() if drop <= self._limit]
-        failed = max((c for c in self._drops if not kept or c < min(kept)), default=0)
+        kept = [count for count, drop in self.drops.items() if drop <= self._limit]
+        failed = max((c for c in self.drops if not kept or c < min(kept)), default=0)
         if not kept:
             # The last chance is spent on as many as there are.
             upper = self._most if left == 1 else min(2 * failed or 1, self._most)
@@ -204,10 +206,10 @@ class _Counts:
 
     def best(self) -> int:
         """The fewest layers that keep the limit; else the count with the smallest drop."""
-        kept = [count for count, drop in self._drops.items() if drop <= self._limit]
+        kept = [count for count, drop in self.drops.items() if drop <= self._limit]
         if kept:
             return min(kept)
-        return min(self._drops, key=lambda count: (self._drops[count], count))
+        return min(self.drops, key=lambda count: (self.drops[count], count))
 
 
 def _told(report: Report, found: _Spared, limit: float) -> Report:
