@@ -135,3 +135,10 @@ def test_only_frozen_statistics_go_into_weights(statistics):
     (conv,) = (node for node in program.training.nodes() if node.op == "Conv")
     behind = {reader.op for reader in conv.outputs[0].outputs}
     assert ("BatchNormalization" in behind) == (statistics == "batch")
+
+
+def test_a_bias_input_that_is_empty_is_none():
+    proto = with_weights(HEAD + CASES["2-D"], v=np.linspace(0.5, 2, 4))
+    proto.graph.node[0].input.append("")
+    _, after = assert_same(Model.from_proto(proto))
+    assert "BatchNormalization" not in after
